@@ -1,0 +1,64 @@
+//! Backends: the endpoints that frontends lead to.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, Port};
+
+/// Value of the map `BACKENDS`, indexed by backend id.
+///
+/// An id belongs to one endpoint of one service port for that endpoint's life. When the endpoint
+/// is removed the entry stays with [`BackendState::Gone`] and the next `generation`, so that the
+/// next packet of a flow that remembers the old one notices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// Address of the endpoint.
+    pub addr: Addr,
+    /// The service port that the endpoint belongs to.
+    pub service: u32,
+    /// Counts the lives of this id; a record with another number is stale.
+    pub generation: u32,
+    /// Port of the endpoint.
+    pub port: Port,
+    /// A [`BackendState`].
+    pub state: u8,
+    /// 1 if the endpoint is on this node (rule R25).
+    pub is_local: u8,
+}
+
+/// What a backend is good for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum BackendState {
+    /// No endpoint has this id.
+    Gone = 0,
+    /// Takes new flows if a frontend's slots name it.
+    Active = 1,
+    /// Terminating: serves the flows it has; new ones only by the fall-back of R31 and R32.
+    Terminating = 2,
+    /// Neither ready nor terminating: keeps the flows it has, gets no new ones (rule R34).
+    NotReady = 3,
+}
+
+impl BackendState {
+    /// The state with this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Gone),
+            1 => Some(Self::Active),
+            2 => Some(Self::Terminating),
+            3 => Some(Self::NotReady),
+            _ => None,
+        }
+    }
+
+    /// A word for tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Active => "active",
+            Self::Terminating => "terminating",
+            Self::NotReady => "not-ready",
+        }
+    }
+}

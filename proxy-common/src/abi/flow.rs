@@ -1,0 +1,202 @@
+//! Flow records: connection tracking.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, Port};
+
+/// Source and destination of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port.
+    pub src_port: Port,
+    /// Destination port.
+    pub dst_port: Port,
+}
+
+impl Tuple {
+    /// The tuple of an answer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+    }
+}
+
+/// Key of the map `FLOWS`: a packet as it is seen at an edge.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The packet's addresses and ports, before anything is rewritten.
+    pub tuple: Tuple,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// A [`Side`].
+    pub side: u8,
+    /// Always 0.
+    pub _pad: u16,
+}
+
+/// Which way a packet crosses the edge where it is seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Side {
+    /// It comes in from the client's side of the device (TC ingress).
+    Ingress = 0,
+    /// It goes out to the client's side of the device (TC egress).
+    Egress = 1,
+}
+
+impl Side {
+    /// The side with this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Ingress),
+            1 => Some(Self::Egress),
+            _ => None,
+        }
+    }
+
+    /// A word for tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// Value of the map `FLOWS`: what becomes of a packet of this flow.
+///
+/// Each conversation has two records, twins. The key of the twin is `to` with source and
+/// destination swapped, at side `twin_side`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Flow {
+    /// Addresses and ports after rewriting.
+    pub to: Tuple,
+    /// Id of the backend.
+    pub backend: u32,
+    /// Generation of the backend when it was chosen.
+    pub generation: u32,
+    /// The service port.
+    pub service: u32,
+    /// A [`FlowState`], the same in both twins.
+    pub state: u8,
+    /// A [`FlowRole`].
+    pub role: u8,
+    /// The [`Side`] at which the twin is seen.
+    pub twin_side: u8,
+    /// 1: the rewritten packet goes back out of the device it came in by (hairpin).
+    pub turn_back: u8,
+    /// Always 0.
+    pub _pad: u32,
+    /// When the flow began: nanoseconds of `CLOCK_MONOTONIC`.
+    pub created: u64,
+    /// Last packet in either direction, to within a second: nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_seen: u64,
+}
+
+/// Which of two twins a [`Flow`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FlowRole {
+    /// Client to backend.
+    Forward = 0,
+    /// Backend to client.
+    Reverse = 1,
+}
+
+impl FlowRole {
+    /// The role with this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Forward),
+            1 => Some(Self::Reverse),
+            _ => None,
+        }
+    }
+}
+
+/// How far a conversation has come, after Linux' `nf_conntrack_proto_{tcp,udp,sctp}.c`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FlowState {
+    /// SYN seen from the client.
+    TcpSynSent = 0,
+    /// SYN and ACK seen from the backend.
+    TcpSynRecv = 1,
+    /// Both sides have acknowledged.
+    TcpEstablished = 2,
+    /// One side has sent FIN.
+    TcpFinWait = 3,
+    /// Both sides have sent FIN.
+    TcpTimeWait = 4,
+    /// RST seen.
+    TcpClose = 5,
+    /// Datagrams from the client only.
+    UdpUnreplied = 6,
+    /// Datagrams both ways, for less than two seconds.
+    UdpReplied = 7,
+    /// Datagrams both ways, for longer.
+    UdpStream = 8,
+    /// INIT seen from the client.
+    SctpCookieWait = 9,
+    /// COOKIE ECHO seen.
+    SctpCookieEchoed = 10,
+    /// COOKIE ACK or later seen.
+    SctpEstablished = 11,
+    /// SHUTDOWN seen.
+    SctpShutdown = 12,
+    /// SHUTDOWN COMPLETE or ABORT seen.
+    SctpClosed = 13,
+}
+
+impl FlowState {
+    /// All states, in order of their numbers.
+    pub const ALL: [Self; 14] = [
+        Self::TcpSynSent,
+        Self::TcpSynRecv,
+        Self::TcpEstablished,
+        Self::TcpFinWait,
+        Self::TcpTimeWait,
+        Self::TcpClose,
+        Self::UdpUnreplied,
+        Self::UdpReplied,
+        Self::UdpStream,
+        Self::SctpCookieWait,
+        Self::SctpCookieEchoed,
+        Self::SctpEstablished,
+        Self::SctpShutdown,
+        Self::SctpClosed,
+    ];
+
+    /// The state with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// A word for tables, JSON and configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TcpSynSent => "syn-sent",
+            Self::TcpSynRecv => "syn-recv",
+            Self::TcpEstablished => "established",
+            Self::TcpFinWait => "fin-wait",
+            Self::TcpTimeWait => "time-wait",
+            Self::TcpClose => "close",
+            Self::UdpUnreplied => "unreplied",
+            Self::UdpReplied => "replied",
+            Self::UdpStream => "stream",
+            Self::SctpCookieWait => "cookie-wait",
+            Self::SctpCookieEchoed => "cookie-echoed",
+            Self::SctpEstablished => "established",
+            Self::SctpShutdown => "shutdown",
+            Self::SctpClosed => "closed",
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Frontends: the addresses and ports that clients dial.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, Port, Protocol};
+
+/// Key of the map `FRONTENDS`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct FrontendKey {
+    /// The address that clients dial.
+    pub addr: Addr,
+    /// The port that clients dial.
+    pub port: Port,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// A [`Scope`].
+    pub scope: u8,
+}
+
+impl FrontendKey {
+    /// The frontend at exactly this address, port and protocol.
+    #[inline(always)]
+    pub const fn exact(addr: Addr, port: Port, protocol: Protocol) -> Self {
+        Self { addr, port, protocol: protocol.number(), scope: Scope::Exact as u8 }
+    }
+}
+
+/// How the address of a [`FrontendKey`] is matched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Scope {
+    /// The packet's destination is the key's address.
+    Exact = 0,
+}
+
+/// Value of the map `FRONTENDS`: where the backends of a frontend stand.
+///
+/// A block of consecutive entries in `SLOTS` holds the local set as its head and the cluster set
+/// as its tail; the two overlap in the middle, so that each is contiguous:
+///
+/// ```text
+///  first_slot                 first_slot + cluster_offset
+///  |  local only                  |  both  |        remote        |
+///  |<------------- n_local --------------->|
+///                                 |<-------- n_cluster ---------->|
+/// ```
+///
+/// Usually every local endpoint is in the cluster set and `cluster_offset` is 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Frontend {
+    /// Service port: index into `SERVICES` and `SERVICE_COUNTERS`, key of `AFFINITY`.
+    pub service: u32,
+    /// [`FrontendFlags`].
+    pub flags: FrontendFlags,
+    /// Index of the block's first entry in `SLOTS`.
+    pub first_slot: u32,
+    /// Size of the local set (rule R32).
+    pub n_local: u32,
+    /// Distance from the block's first entry to the cluster set.
+    pub cluster_offset: u32,
+    /// Size of the cluster set (rule R31).
+    pub n_cluster: u32,
+    /// Session affinity time-out in seconds; 0: no affinity.
+    pub affinity_seconds: u32,
+}
+
+/// Properties of a [`Frontend`], a bit set.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct FrontendFlags(u32);
+
+impl FrontendFlags {
+    /// Nothing special.
+    pub const NONE: Self = Self(0);
+    /// The traffic policy that governs this frontend is Local (rules R52, R53).
+    pub const LOCAL_ONLY: Self = Self(1);
+    /// No usable endpoint anywhere: new connections are rejected, not dropped (rules R35, R65).
+    pub const REJECT: Self = Self(1 << 1);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}

@@ -1,0 +1,9 @@
+//! Beeline's control plane: from Services and EndpointSlices to BPF maps.
+//!
+//! ```text
+//! Kubernetes API ─┐
+//!                 ├─ source ─► model ─► desired ─► sync ─► BPF maps ─► datapath
+//! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
+//! ```
+
+pub mod model;

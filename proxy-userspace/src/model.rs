@@ -1,0 +1,161 @@
+//! What is known of the cluster: the few facts of each object that decide about traffic.
+//!
+//! Sources translate Kubernetes objects into these types at the rim, with an error that names
+//! object and field; behind it nothing is malformed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use proxy_common::abi::{Family, Protocol};
+
+/// Namespace and name of an object.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectName {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Service that is proxied (rules R1 to R3): sources leave out all others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The cluster IP of each family that the Service has (rule R151), at most two.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Governs traffic to cluster IPs (rule R52).
+    pub internal_policy: TrafficPolicy,
+    /// Governs traffic to external addresses (rule R53).
+    pub external_policy: TrafficPolicy,
+    /// `spec.externalIPs`, both families (rule R106).
+    pub external_ips: Vec<IpAddr>,
+    /// Load balancer addresses in mode VIP, both families (rules R100, R101).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, both families (rules R102, R103).
+    pub source_ranges: Vec<IpNet>,
+    /// Time-out in seconds if session affinity is ClientIP (rule R111).
+    pub affinity_seconds: Option<u32>,
+    /// `healthCheckNodePort` where it applies (rule R120).
+    pub health_check_node_port: Option<u16>,
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// The name, "" if it has none (rule R13).
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The number that clients of a cluster IP dial.
+    pub port: u16,
+    /// The NodePort, if any (rule R89).
+    pub node_port: Option<u16>,
+}
+
+/// Which endpoints traffic may go to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum TrafficPolicy {
+    /// All of the cluster set (rule R31).
+    #[default]
+    Cluster,
+    /// Those of this node (rule R32).
+    Local,
+}
+
+/// An EndpointSlice that belongs to a Service (rules R20, R21): sources leave out all others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    /// Namespace and name of the slice itself.
+    pub name: ObjectName,
+    /// The Service that its label names.
+    pub service: ObjectName,
+    /// Its address type.
+    pub family: Family,
+    /// Ports with name and number (rule R14).
+    pub ports: Vec<SlicePort>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One entry of an EndpointSlice's `ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// The name that a Service port must have to match (rule R11).
+    pub name: Arc<str>,
+    /// The protocol that a Service port must have to match.
+    pub protocol: Protocol,
+    /// The number to send to.
+    pub port: u16,
+}
+
+/// One entry of an EndpointSlice's `endpoints`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The first of its addresses (rule R26).
+    pub address: IpAddr,
+    /// Takes traffic (rule R24: true if absent).
+    pub ready: bool,
+    /// Could serve (rule R24: true if absent).
+    pub serving: bool,
+    /// Is being deleted (rule R24: false if absent).
+    pub terminating: bool,
+    /// The node that it is on (rule R25).
+    pub node: Option<Arc<str>>,
+    /// Topology hints for zones (rule R41).
+    pub zone_hints: Vec<Arc<str>>,
+    /// Topology hints for nodes (rule R40).
+    pub node_hints: Vec<Arc<str>>,
+}
+
+/// What matters of this node's Node object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `topology.kubernetes.io/zone`, if set and not empty (rules R46, R48).
+    pub zone: Option<Arc<str>>,
+    /// `status.addresses` that are IPs, InternalIP before ExternalIP (rule R181).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs` (rule R51).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A change of what is known; what every source yields.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A Service is there, new or changed.
+    Service(Service),
+    /// A Service is gone, or none of ours any more.
+    ServiceGone(ObjectName),
+    /// An EndpointSlice is there, new or changed.
+    Slice(EndpointSlice),
+    /// An EndpointSlice is gone, or none of ours any more.
+    SliceGone(ObjectName),
+    /// This node's Node object is there, new or changed.
+    Node(Node),
+    /// Both first lists are complete (rule R7). Sent once; nothing is programmed before.
+    Synced,
+    /// An object, file or connection is in trouble; what it said before stays in force.
+    Problem(Problem),
+    /// The trouble of this subject is over.
+    Solved(String),
+}
+
+/// Something that an administrator should know, until it is solved.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Problem {
+    /// What is in trouble: `Service shop/web`, `file x.yaml`, `API server`. One problem a subject.
+    pub subject: String,
+    /// What is wrong, with the field and the value: lower case, no full stop.
+    pub message: String,
+}
