@@ -27,7 +27,7 @@ pub(super) fn no_endpoints<P: Packet>(
     headers: &Headers,
     protocol: Protocol,
 ) -> Verdict {
-    if headers.fragment == Fragment::Later {
+    if is_last(headers) || headers.fragment == Fragment::Later {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match protocol {
@@ -41,8 +41,7 @@ pub(super) fn no_endpoints<P: Packet>(
 /// Answers a packet of a flow whose backend is gone.
 #[inline(always)]
 pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers, protocol: Protocol) -> Verdict {
-    let is_over = matches!(headers.signal, Signal::Abort | Signal::Closed);
-    if is_over || headers.fragment != Fragment::Whole {
+    if is_last(headers) || headers.fragment != Fragment::Whole {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match protocol {
@@ -51,6 +50,12 @@ pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers, protocol: Proto
         // A UDP flow moves to another backend, and is never gone.
         Protocol::Udp => Verdict::Drop(Drop::NoAnswer),
     }
+}
+
+/// Whether the packet is a sender's last, to which an answer would be for nobody.
+#[inline(always)]
+const fn is_last(headers: &Headers) -> bool {
+    matches!(headers.signal, Signal::Abort | Signal::Closed)
 }
 
 #[inline(always)]
