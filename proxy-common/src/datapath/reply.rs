@@ -6,10 +6,11 @@
 //! their checksum in the same place as the packet they answer and are left to the device too.
 //! In an ICMP message that place holds the lower half of the unused word, as long as the IP
 //! header has no options; completing it there makes it 0xffff, one's complement's other zero, in
-//! a message whose sum is right either way.
+//! a message whose sum is right either way. The sum of an ICMPv6 message includes a pseudo-header
+//! that the device leaves out: there it would store that one's sum, which is stored beforehand.
 
 use super::checksum::Sum;
-
+use super::nat::UDP_CHECKSUM;
 use super::parse::{
     ETHERNET_LEN, Fragment, Headers, ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Ipv4Header,
     Ipv6Header, Signal, TCP_ACK, TCP_LEN, TCP_RST,
@@ -204,11 +205,16 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
     };
     let len = ICMP_LEN + words * 4;
     let mut quote = [0_u32; QUOTE_WORDS as usize];
-    let mut sum = match headers.family {
+    let pseudo = match headers.family {
         Family::Ipv4 => Sum::ZERO,
         Family::Ipv6 => pseudo_of(headers, protocol, len),
-    }
-    .add16(bytemuck::cast(kind_code));
+    };
+    let unused = if is_partial_udp(packet, headers) {
+        pseudo.fold()
+    } else {
+        0
+    };
+    let mut sum = pseudo.add16(bytemuck::cast(kind_code)).add16(unused);
     for (at, word) in (0..words).zip(quote.iter_mut()) {
         *word = packet.load(headers.l3 + at * 4)?;
         sum = sum.add32(*word);
@@ -220,13 +226,20 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
             bytemuck::cast::<[u8; 2], u16>(kind_code),
             sum.checksum(),
             0,
-            0,
+            unused,
         ],
     )?;
     for (at, word) in (0..words).zip(quote) {
         packet.store(l4 + ICMP_LEN + at * 4, word)?;
     }
     Some(())
+}
+
+/// Whether the device was to complete the datagram's checksum.
+#[inline(always)]
+fn is_partial_udp<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    headers.protocol == Protocol::Udp.number()
+        && packet.load(headers.l4 + UDP_CHECKSUM) == Some(pseudo(headers, headers.l4_len).fold())
 }
 
 /// Turns the IP header round for a payload of `len` bytes. Returns where it begins.
