@@ -160,7 +160,11 @@ fn rewrite_checksum<P: Packet>(packet: &mut P, quoted: &Headers, change: Sum) ->
     if from == 0 && is_udp {
         return Sum::ZERO;
     }
-    let to = change.applied_to(from);
+    let to = match change.applied_to(from) {
+        // UDP's other zero (RFC 768).
+        0 if is_udp => 0xffff,
+        to => to,
+    };
     match packet.store(at, to) {
         Some(()) => Sum::ZERO.change16(from, to),
         None => Sum::ZERO,
