@@ -1,0 +1,3 @@
+//! The datapath on the host.
+
+mod scenes;
