@@ -81,6 +81,7 @@ fn parse_quoted<P: Packet>(
     }
     // An error quotes at least eight bytes of the transport header (RFC 792), mostly more.
     packet.pull(quoted.l4 + 8);
+    let _eight: [u32; 2] = packet.load(quoted.l4)?;
     packet.pull(quoted.l4 + TCP_CHECKSUM + 2);
     parse::ports(packet, quoted).ok()?;
     Protocol::from_number(quoted.protocol)

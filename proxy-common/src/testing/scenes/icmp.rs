@@ -196,12 +196,12 @@ fn unrelated(stage: Stage, protocol: Protocol) -> Scene {
         .passes(&error(beginning(&translated, 8)), Pass::UnrelatedError)
 }
 
-/// Every quote that is shorter than the ports are far.
+/// Every quote without the eight bytes that RFC 792 promises.
 fn cut(stage: Stage, protocol: Protocol) -> Scene {
     let (scene, sent, translated) = under_way(stage, protocol, "quotes that end too early");
     let quote = beginning(&translated, 8);
     let kind = port_unreachable(&sent);
-    (0..l4(&sent) + 4).fold(scene, |scene, len| {
+    (0..l4(&sent) + 8).fold(scene, |scene, len| {
         let quote = quote[..len].to_vec();
         let error = Icmp::new(kind, stage.router, &host(stage.client), quote);
         scene.passes_to_client(&error, Pass::UnrelatedError)
