@@ -6,6 +6,7 @@
 //! is what the datapath does, packet by packet: the host library and the compiled programs are
 //! held to the same list.
 
+mod device;
 mod frame;
 mod memory;
 mod scene;
@@ -13,6 +14,7 @@ mod scenes;
 mod skb;
 mod verify;
 
+pub use device::completed;
 pub use frame::{CLIENT_MAC, Extension, Frame, Icmp, NODE_MAC, Piece};
 pub use memory::Memory;
 pub use scene::{Scene, Step, decide, difference};
