@@ -54,6 +54,10 @@ fn choices(count: u16, service: u32, client: Client) -> Vec<usize> {
     let _first = memory.serve(frontend(), Protocol::Tcp, &backends(count));
     let mut frontend = *memory.frontend_mut(frontend(), Protocol::Tcp);
     frontend.service = service;
+    memory
+        .backends
+        .iter_mut()
+        .for_each(|backend| backend.service = service);
     (0..FLOWS)
         .map(|n| {
             let client = client(n);

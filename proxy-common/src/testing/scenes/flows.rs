@@ -67,7 +67,22 @@ fn lengths(stage: Stage, protocol: Protocol) -> Scene {
         stage.serving(protocol),
     )
     .from_client(&opening, NEW_FLOW, &stage.forward(&opening));
-    for len in [1_u16, 2, 3, 4, 5, 7, 8, 9, 333, 1_024, 1_447] {
+    // Two bytes of a chunk are the least that an SCTP packet has.
+    let shortest = if protocol == Protocol::Sctp { 2 } else { 0 };
+    for len in [
+        shortest,
+        1 + shortest,
+        2,
+        3,
+        4,
+        5,
+        7,
+        8,
+        9,
+        333,
+        1_024,
+        1_447,
+    ] {
         let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
         let (more, answer) = (
             stage.more(protocol).with_payload(payload.clone()),

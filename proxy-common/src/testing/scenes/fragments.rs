@@ -199,6 +199,6 @@ fn refused(stage: Stage) -> Scene {
         ),
         stage.serving_by(Protocol::Udp, &[]),
     )
-    .from_client(&first, NO_ENDPOINT_UNREACHABLE, &unreachable(&first, 96))
+    .from_client(&first, NO_ENDPOINT_UNREACHABLE, &unreachable(&first, 72))
     .passes(&second, Pass::UnknownFragment)
 }

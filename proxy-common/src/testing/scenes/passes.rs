@@ -141,7 +141,7 @@ fn length_too_short(stage: Stage, protocol: Protocol) -> Scene {
     let needed = match protocol {
         Protocol::Tcp => 20,
         Protocol::Udp => 8,
-        Protocol::Sctp => 13,
+        Protocol::Sctp => 14,
     };
     (0..needed).fold(
         Scene::new(

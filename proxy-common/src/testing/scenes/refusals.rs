@@ -112,7 +112,7 @@ fn partial_syn(stage: Stage) -> Scene {
     )
 }
 
-/// As much as fits into 24 words.
+/// As much as fits into 18 words.
 fn quote_of_udp(stage: Stage) -> Scene {
     let question = |len| stage.opening(Protocol::Udp).with_payload(vec![b'?'; len]);
     let header = if stage.family == "IPv4" { 28 } else { 48 };
@@ -125,10 +125,10 @@ fn quote_of_udp(stage: Stage) -> Scene {
         refused(0, header),
         refused(4, header + 4),
         refused(7, header + 4),
-        refused(40, header + 40),
-        refused(96 - header, 96),
-        refused(100, 96),
-        refused(1_400, 96),
+        refused(24, header + 24),
+        refused(72 - header, 72),
+        refused(100, 72),
+        refused(1_400, 72),
         (padded, refused(4, header + 4).1),
     ]
     .into_iter()
@@ -177,7 +177,7 @@ fn behind_options() -> Scene {
         .from_client(
             &question,
             NO_ENDPOINT_UNREACHABLE,
-            &unreachable(&question, 76),
+            &unreachable(&question, 72),
         )
 }
 
@@ -201,7 +201,7 @@ fn behind_extensions() -> Scene {
         .from_client(
             &question,
             NO_ENDPOINT_UNREACHABLE,
-            &unreachable(&question, 88),
+            &unreachable(&question, 72),
         )
 }
 
