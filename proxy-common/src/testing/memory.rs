@@ -134,6 +134,11 @@ impl Tables for Memory {
         self.now.get()
     }
 
+    fn tick(&self) -> u32 {
+        const NANOSECONDS: u64 = 4_000_000;
+        (self.now.get() / NANOSECONDS) as u32
+    }
+
     fn settings(&self) -> &Settings {
         &self.settings
     }
