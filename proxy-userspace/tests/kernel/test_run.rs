@@ -286,6 +286,7 @@ impl Kernel {
             let Raw(mut flow) = self.flows.get(&Raw(key), 0).expect("a flow");
             flow.created = flow.created.wrapping_sub(nanoseconds);
             flow.last_seen = flow.last_seen.wrapping_sub(nanoseconds);
+            flow.tick = flow.tick.wrapping_sub(Memory::ticks(nanoseconds));
             self.flows.insert(Raw(key), Raw(flow), 0).expect("a flow");
         }
         for Raw(key) in keys(&self.affinity) {
@@ -313,6 +314,7 @@ impl Kernel {
     /// Compares what packets write, but for times: the clocks are two.
     fn compare(&self, memory: &Memory) -> Result<(), String> {
         let timeless = |flow: Flow| Flow {
+            tick: 0,
             created: 0,
             last_seen: 0,
             ..flow
