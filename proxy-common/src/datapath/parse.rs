@@ -294,7 +294,7 @@ fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(
     for _ in 0..MAX_EXTENSIONS {
         let at = headers.l4;
         packet.pull(at + 8);
-        let [next_header, len]: [u8; 2] = packet.load(at).ok_or(Pass::Malformed)?;
+        let [next_header, len, ..]: [u8; 8] = packet.load(at).ok_or(Pass::Malformed)?;
         let bytes = match headers.key.protocol {
             FRAGMENT => {
                 let piece: Ipv6Fragment = packet.load(at).ok_or(Pass::Malformed)?;
