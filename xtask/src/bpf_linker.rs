@@ -54,8 +54,11 @@ pub(crate) fn install(llvm: u32) -> Result<PathBuf> {
     let folder = folder(llvm).context("neither XDG_CACHE_HOME nor HOME is set")?;
     println!("setup: cargo installs bpf-linker {version} (takes about a minute)");
     let start = Instant::now();
+    let cargo = env::var_os("CARGO")
+        .map(PathBuf::from)
+        .context("CARGO is not set")?;
     process::run(
-        process::foreign_cargo(env::var_os("CARGO").unwrap_or("cargo".into()))
+        process::foreign_cargo(&cargo)
             .args(["install", "--quiet", "--locked", "--force", "--root"])
             .arg(&folder)
             .args([
@@ -65,6 +68,8 @@ pub(crate) fn install(llvm: u32) -> Result<PathBuf> {
             ])
             .arg(format!("bpf-linker@{version}"))
             .current_dir("/")
+            // Not rustup's proxy: that obeys the rust-toolchain.toml files of dependencies.
+            .env("RUSTC", cargo.with_file_name("rustc"))
             .env("LLVM_PREFIX", &prefix)
             .env("PATH", path_with(&prefix.join("bin"))),
     )?;
