@@ -1,10 +1,10 @@
 //! `cargo xtask vm`: the kernel tests under Debian's stock kernels in QEMU.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -141,21 +141,26 @@ impl Session {
 
     /// Boots every kernel, as many at a time as there are cores, and keeps their order.
     fn run_all(&self) -> Vec<Outcome> {
-        let queue: Mutex<VecDeque<_>> = Mutex::new(self.kernels.iter().enumerate().collect());
-        let outcomes = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..worker_count(self.kernels.len()) {
-                scope.spawn(|| {
-                    while let Some((index, (kernel, files))) = lock(&queue).pop_front() {
-                        let outcome = self.run_one(*kernel, files);
-                        lock(&outcomes).push((index, outcome));
-                    }
-                });
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut outcomes = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((kernel, files)) = self.kernels.get(index) else {
+                    return outcomes;
+                };
+                outcomes.push((index, self.run_one(*kernel, files)));
             }
+        };
+        let mut outcomes: Vec<_> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..worker_count(self.kernels.len()))
+                .map(|_| scope.spawn(work))
+                .collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().expect("no worker panics"))
+                .collect()
         });
-        let mut outcomes = outcomes
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
         outcomes.sort_by_key(|(index, _)| *index);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -201,14 +206,9 @@ fn chosen(kernels: &[Kernel]) -> Vec<Kernel> {
 }
 
 fn worker_count(kernel_count: usize) -> usize {
-    std::thread::available_parallelism()
+    thread::available_parallelism()
         .map_or(1, usize::from)
         .min(kernel_count)
-}
-
-/// Locks what workers share; a panic elsewhere leaves these lists whole.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The only entry of a folder, for trees that hold one version.

@@ -219,7 +219,7 @@ impl Suite {
             format!("Dir::Etc::sourcelist={folder}/sources.list"),
             "Dir::Etc::sourceparts=-".to_owned(),
             "Dir::Etc::preferences=/dev/null".to_owned(),
-            "Dir::Etc::preferencesparts=-".to_owned(),
+            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
             format!("Dir::State::Lists={folder}/lists"),
             // Else installed versions would win over the suite's own.
             "Dir::State::status=/dev/null".to_owned(),

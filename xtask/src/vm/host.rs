@@ -10,8 +10,9 @@ use anyhow::{Result, bail};
 use super::command;
 
 /// `qemu-system-x86` is here for the libraries it pulls in, even where its own QEMU is too old.
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 8] = [
     "busybox-static",
+    "ca-certificates",
     "cpio",
     "ethtool",
     "iproute2",
@@ -31,20 +32,15 @@ pub(super) fn install_packages() -> Result<()> {
         bail!("packages missing: run `apt-get install --no-install-recommends {list}` as root");
     }
     eprintln!("vm: apt-get install {list}");
-    // The lists of a fresh container are empty; those of other machines are usually good enough.
-    if install(&missing).is_err() {
-        command::run(Command::new("apt-get").args(["update", "-qq"]))?;
-        install(&missing)?;
+    // One broken source must not stop a package that another source has.
+    if let Err(error) = command::run(Command::new("apt-get").args(["update", "-qq"])) {
+        eprintln!("vm: {error:#}");
     }
-    Ok(())
-}
-
-fn install(packages: &[&str]) -> Result<()> {
     command::run(
         Command::new("apt-get")
             .args(["install", "-qq", "--yes", "--no-install-recommends"])
             .args(["-o", "DPkg::Lock::Timeout=300"])
-            .args(packages)
+            .args(&missing)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )
 }

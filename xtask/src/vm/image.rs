@@ -14,6 +14,9 @@ use super::fetch::KernelFiles;
 use super::modules;
 use super::payload::Payload;
 
+/// Certificates that a node has; without any, no client of the API server can be made.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 const INIT: &str = include_str!("init.sh");
 
 /// Tools that busybox has too, but not well enough.
@@ -97,6 +100,10 @@ impl Stage {
         fs::write(
             self.root.join("etc/passwd"),
             "root:x:0:0:root:/root:/bin/sh\n",
+        )?;
+        self.add_file(
+            Path::new(CERTIFICATES),
+            CERTIFICATES.trim_start_matches('/'),
         )?;
         self.add_script("init", INIT)
     }

@@ -142,6 +142,9 @@ impl Machine {
             {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => {
+                    self.child.kill().context("QEMU: not killed")?;
+                    // The line that never ended names the test that hangs.
+                    lines.iter().for_each(|line| on_line(&line));
                     return Err(self.died(&format!("no end after {} s", limit.as_secs())));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
