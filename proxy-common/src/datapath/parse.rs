@@ -233,13 +233,15 @@ pub fn ipv4<P: Packet>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(),
     Ok(())
 }
 
-/// Length of a packet that begins at `l3`, less `header`, by its own account. Where that is 0 the
-/// packet is several segments in one, of over 64 KiB together (BIG TCP), and what there is counts.
+/// Length of a packet that begins at `l3`, less `header`, by its own account. Several segments in
+/// one of over 64 KiB together (BIG TCP) have 0 there, and what there is counts.
 #[inline(always)]
 fn ip_len<P: Packet>(packet: &P, l3: u32, field: u16, header: u32) -> u32 {
-    match u16::from_be(field) {
-        0 => packet.len().saturating_sub(l3 + header),
-        len => u32::from(len),
+    let there = packet.len().saturating_sub(l3);
+    if field == 0 && there > u32::from(u16::MAX) {
+        there.saturating_sub(header)
+    } else {
+        u32::from(u16::from_be(field))
     }
 }
 
