@@ -6,4 +6,7 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+pub mod devices;
+pub mod loader;
+pub mod maps;
 pub mod model;

@@ -1,0 +1,102 @@
+//! The kernel programs, loaded and pinned.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier};
+use proxy_common::abi::Side;
+
+use super::LoadError;
+
+/// A program for one side of pods' devices.
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Where it belongs.
+    pub side: Side,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// The kernel's hash of its instructions.
+    pub tag: u64,
+    /// For attaching it.
+    pub(super) classifier: SchedClassifier,
+}
+
+/// All programs.
+pub struct Programs {
+    folder: PathBuf,
+    /// One for each side.
+    pub all: [Program; 2],
+}
+
+/// The name of the program for one side.
+pub(super) const fn name(side: Side) -> &'static str {
+    match side {
+        Side::Ingress => "pod_ingress",
+        Side::Egress => "pod_egress",
+    }
+}
+
+/// Whether a program of this name is one of ours.
+pub(super) fn is_ours(program: &str) -> bool {
+    program == name(Side::Ingress) || program == name(Side::Egress)
+}
+
+impl Programs {
+    /// The programs that are pinned in `folder`; `None` if they are not all there.
+    pub(super) fn open(folder: &Path) -> Option<Self> {
+        let open = |side| {
+            let name = name(side);
+            let classifier = SchedClassifier::from_pin(folder.join(name)).ok()?;
+            Program::new(side, classifier).ok()
+        };
+        let all = [open(Side::Ingress)?, open(Side::Egress)?];
+        Some(Self { folder: folder.to_owned(), all })
+    }
+
+    /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`.
+    pub(super) fn load(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, LoadError> {
+        for side in [Side::Ingress, Side::Egress] {
+            load_and_pin(ebpf, name(side), folder)?;
+        }
+        // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
+        Self::open(folder).ok_or(LoadError::NoProgram { name: "pod_ingress or pod_egress" })
+    }
+
+    /// Where they are pinned.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Ids of the maps that they use; `None` if the kernel does not tell.
+    pub(super) fn maps(&self) -> Option<BTreeSet<u32>> {
+        let mut ids = BTreeSet::new();
+        for program in &self.all {
+            ids.extend(program.classifier.info().ok()?.map_ids().ok()??);
+        }
+        Some(ids)
+    }
+}
+
+impl Program {
+    fn new(side: Side, classifier: SchedClassifier) -> Result<Self, ProgramError> {
+        let info: ProgramInfo = classifier.info()?;
+        Ok(Self { name: name(side), side, id: info.id(), tag: info.tag(), classifier })
+    }
+}
+
+fn load_and_pin(ebpf: &mut Ebpf, name: &'static str, folder: &Path) -> Result<(), LoadError> {
+    let failed = |action| {
+        move |source| LoadError::Program { name, action, source: Box::new(source) }
+    };
+    let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    let classifier: &mut SchedClassifier = program.try_into().map_err(failed("opening"))?;
+    classifier.load().map_err(failed("verification"))?;
+    let path = folder.join(name);
+    classifier.pin(&path).map_err(|error| failed("pinning")(pin_error(error)))
+}
+
+fn pin_error(error: aya::pin::PinError) -> ProgramError {
+    ProgramError::IOError(std::io::Error::other(error))
+}
