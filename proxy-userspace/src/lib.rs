@@ -6,4 +6,6 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+pub mod desired;
 pub mod model;
+pub mod sync;
