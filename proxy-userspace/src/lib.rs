@@ -6,7 +6,9 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+pub mod desired;
 pub mod devices;
 pub mod loader;
 pub mod maps;
 pub mod model;
+pub mod sync;
