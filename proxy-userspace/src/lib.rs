@@ -12,3 +12,4 @@ pub mod loader;
 pub mod maps;
 pub mod model;
 pub mod sync;
+pub mod source;
