@@ -106,6 +106,11 @@ impl Devices {
         }
     }
 
+    /// Whether `link` would lead to a pod, given the devices that carry default routes.
+    pub fn would_be_edge(&self, link: &Link, uplinks: &BTreeSet<u32>) -> bool {
+        role(link, uplinks.contains(&link.device.index), &self.pods) == Role::PodEdge
+    }
+
     /// The devices that lead to pods.
     pub fn edges(&self) -> impl Iterator<Item = &Device> {
         self.edges.values()

@@ -13,7 +13,7 @@ pub mod pins;
 mod programs;
 pub mod sizes;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use aya::programs::ProgramError;
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use proxy_common::abi::LAYOUT_VERSION;
+use proxy_common::datapath::crc32c;
 
 use self::checks::Features;
 use self::growth::Growth;
@@ -213,14 +214,17 @@ fn digest(object: &[u8], features: Features) -> u64 {
 /// The programs that an earlier start loaded from the same object, if they use the pinned maps.
 fn reusable(pins: &Pins, digest: u64) -> Result<Option<Programs>, LoadError> {
     let Some(programs) = Programs::open(&pins.programs_of(digest)) else { return Ok(None) };
-    let mut wanted = BTreeSet::new();
+    let mut pinned = BTreeMap::new();
     for spec in MAPS {
         let path = pins.map(spec.name);
         let info = MapInfo::from_pin(&path)
             .map_err(|source| LoadError::Pin { name: spec.name, path, source })?;
-        let _is_new = wanted.insert(info.id());
+        let _old = pinned.insert(info.name().to_vec(), info.id());
     }
-    Ok(programs.maps().is_some_and(|used| used.is_superset(&wanted)).then_some(programs))
+    // Others than the pinned ones are constant data, or ours from before they were made anew.
+    let is_stale = |map: &MapInfo| pinned.get(map.name()).is_some_and(|id| *id != map.id());
+    let is_current = programs.maps().is_some_and(|maps| !maps.iter().any(is_stale));
+    Ok(is_current.then_some(programs))
 }
 
 fn load_anew(
@@ -263,24 +267,15 @@ fn load_object(
     Ok(ebpf)
 }
 
-/// Writes the table of `x^(8L) mod P` for each length `L`, unless it stands there already.
+/// Writes the table that the datapath repairs SCTP checksums with, unless it stands there already.
 fn fill_crc_shifts(pins: &Pins) -> Result<(), LoadError> {
     let mut table: List<u32> = List::open(pins, "CRC_SHIFTS")?;
-    for (length, shift) in (0..table.size()).zip(crc_shifts()) {
+    for (length, shift) in (0..table.size()).zip(crc32c::shifts()) {
         if table.get(length)? != shift {
             table.set(length, &shift)?;
         }
     }
     Ok(())
-}
-
-/// `x^(8L) mod P`, reflected, for `L` from 0 up.
-fn crc_shifts() -> impl Iterator<Item = u32> {
-    let shift_byte = |shift: &u32| {
-        let shift_bit = |shift: u32| (shift >> 1) ^ if shift & 1 == 1 { 0x82f6_3b78 } else { 0 };
-        Some((0..8).fold(*shift, |shift, _| shift_bit(shift)))
-    };
-    std::iter::successors(Some(1_u32 << 31), shift_byte)
 }
 
 /// Removes larger maps that a start began to fill and did not finish.
@@ -346,15 +341,6 @@ fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LoadErro
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn crc_shifts_begin_with_one_and_walk_by_bytes() {
-        let shifts: Vec<_> = crc_shifts().take(5).collect();
-        assert_eq!(shifts[0], 1 << 31);
-        assert_eq!(shifts[1], 1 << 23);
-        assert_eq!(shifts[3], 1 << 7);
-        assert_eq!(shifts[4], 0x82f6_3b78);
-    }
 
     #[test]
     fn the_digest_covers_object_and_globals() {

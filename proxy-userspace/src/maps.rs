@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable as _};
 use proxy_common::abi::{
     Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, ServiceCounters, ServiceName, Settings,
 };
 
 use crate::loader::pins::Pins;
+use crate::sync::{Capacity, Contents, Target, Write};
 
 /// Plain data as aya wants it.
 #[derive(Clone, Copy)]
@@ -311,5 +312,80 @@ pub fn wait_for_programs() {
     use rustix::thread::{MembarrierCommand, membarrier};
     if membarrier(MembarrierCommand::Global).is_err() {
         std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+impl Maps {
+    /// Everything that describes Services, for the sync to go on from.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn contents(&self) -> Result<Contents, MapFailure> {
+        let frontends: Vec<_> = self.frontends.entries().collect::<Result<_, _>>()?;
+        let end = |frontend: &Frontend| {
+            let n_slots = frontend.n_local.max(frontend.cluster_offset + frontend.n_cluster);
+            frontend.first_slot.saturating_add(n_slots)
+        };
+        let n_slots = frontends.iter().map(|(_, frontend)| end(frontend)).max().unwrap_or(0);
+        let n_slots = n_slots.min(self.slots.size());
+        Ok(Contents {
+            services: self.services.entries().collect::<Result<_, _>>()?,
+            frontends,
+            slots: (0..n_slots).map(|index| self.slots.get(index)).collect::<Result<_, _>>()?,
+            backends: self.used_backends()?,
+        })
+    }
+
+    /// The backends by id. Ids are given out from 0 up and every entry that was ever used has a
+    /// generation, so a long run of untouched ones is the end.
+    fn used_backends(&self) -> Result<Vec<Backend>, MapFailure> {
+        const UNTOUCHED: usize = 1024;
+        let mut backends: Vec<Backend> = Vec::new();
+        let mut n_used = 0;
+        for id in 0..self.backends.size() {
+            let backend = self.backends.get(id)?;
+            backends.push(backend);
+            if backend != Backend::zeroed() {
+                n_used = backends.len();
+            } else if backends.len() > n_used + UNTOUCHED {
+                break;
+            }
+        }
+        backends.truncate(n_used);
+        Ok(backends)
+    }
+
+    /// How much the maps that describe Services can hold.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            frontends: self.frontends.size(),
+            slots: self.slots.size(),
+            backends: self.backends.size(),
+            services: self.services.size().min(self.service_counters.size()),
+        }
+    }
+}
+
+impl Target for Maps {
+    type Error = MapFailure;
+
+    fn write(&mut self, write: &Write) -> Result<(), MapFailure> {
+        match write {
+            Write::Service { id, name } => {
+                self.service_counters.clear(*id)?;
+                self.services.insert(id, name)
+            }
+            Write::Backend { id, backend } => self.backends.set(*id, backend),
+            Write::Slots { first, ids } => (*first..)
+                .zip(ids)
+                .try_for_each(|(index, id)| self.slots.set(index, id)),
+            Write::Frontend { key, value } => self.frontends.insert(key, value),
+            Write::RemoveFrontend { key } => self.frontends.remove(key).map(drop),
+            Write::RemoveService { id } => self.services.remove(id).map(drop),
+        }
+    }
+
+    fn grace_period(&mut self) {
+        wait_for_programs();
     }
 }

@@ -3,6 +3,7 @@
 //! Both outlive the process: a TCX link by its pin, a filter by itself. Both are replaced
 //! atomically: the link's program by an update of the link, the filter by one with its handle.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -100,6 +101,14 @@ pub enum AttachError {
         /// Why.
         source: FilterError,
     },
+    /// The pins cannot be read.
+    #[error("cannot read {}", path.display())]
+    Pins {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A pin cannot be removed.
     #[error("cannot remove {}", path.display())]
     Unpin {
@@ -153,6 +162,17 @@ impl Attacher {
     /// If the kernel refuses.
     pub async fn detach(&self, device: &Device) -> Result<bool, AttachError> {
         detach(&self.pins, &self.netlink, device).await
+    }
+
+    /// Numbers of the devices for which links are pinned.
+    ///
+    /// # Errors
+    /// If the folder of the links cannot be read.
+    pub fn pinned(&self) -> Result<BTreeSet<u32>, AttachError> {
+        let links = self.pins.pinned_links();
+        let links =
+            links.map_err(|source| AttachError::Pins { path: self.pins.links(), source })?;
+        Ok(links.into_iter().map(|(index, _)| index).collect())
     }
 
     /// Removes the pins that a device left behind which is no more.

@@ -1,9 +1,9 @@
 //! The kernel programs, loaded and pinned.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
+use aya::maps::MapInfo;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier};
 use proxy_common::abi::Side;
 
@@ -69,13 +69,15 @@ impl Programs {
         &self.folder
     }
 
-    /// Ids of the maps that they use; `None` if the kernel does not tell.
-    pub(super) fn maps(&self) -> Option<BTreeSet<u32>> {
-        let mut ids = BTreeSet::new();
+    /// The maps that they use; `None` if the kernel does not tell.
+    pub(super) fn maps(&self) -> Option<Vec<MapInfo>> {
+        let mut maps = Vec::new();
         for program in &self.all {
-            ids.extend(program.classifier.info().ok()?.map_ids().ok()??);
+            for id in program.classifier.info().ok()?.map_ids().ok()?? {
+                maps.push(MapInfo::from_id(id).ok()?);
+            }
         }
-        Some(ids)
+        Some(maps)
     }
 }
 
