@@ -4,4 +4,8 @@
 //! ([`parse`]), announce an object only if what matters of it has changed, and report what they
 //! can't understand as a [`Problem`](crate::model::Problem) that stays until it is solved.
 
+pub mod file;
+mod ledger;
 pub mod parse;
+
+pub use file::{FileError, FileSource};

@@ -24,8 +24,7 @@ pub use slice::endpoint_slice;
 /// What was read from one object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parsed<T> {
-    /// What matters of it. `None` without errors: none of ours. `None` with errors: not
-    /// understood at all.
+    /// What matters of it; `None` if there is nothing in it for a proxy.
     pub object: Option<T>,
     /// The fields that were left out because they are malformed.
     pub errors: Vec<FieldError>,
@@ -38,7 +37,7 @@ impl<T> Parsed<T> {
         errors: Vec::new(),
     };
 
-    /// An object of which nothing was understood.
+    /// An object that is useless because of `error`.
     pub fn malformed(error: FieldError) -> Self {
         Self {
             object: None,
