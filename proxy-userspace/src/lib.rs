@@ -6,6 +6,7 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+pub mod cli;
 pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;

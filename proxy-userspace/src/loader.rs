@@ -113,9 +113,14 @@ pub struct Loaded {
     pub maps: Maps,
     /// The programs.
     pub programs: Programs,
-    /// Whether the programs of an earlier start serve on.
-    pub is_reuse: bool,
+    /// What is left to do when they are attached.
+    pub rest: Rest,
+}
+
+/// What is left to do when all devices are attached.
+pub struct Rest {
     growth: Growth,
+    programs: PathBuf,
 }
 
 /// Makes or finds the maps and programs.
@@ -135,25 +140,31 @@ pub fn load(
     let digest = digest(object, features);
     let is_settled = plans.iter().all(|(_, plan)| matches!(plan, Plan::Keep(_)));
     if is_settled && let Some(programs) = reusable(pins, digest)? {
-        let maps = Maps::open(pins)?;
-        return Ok(Loaded { maps, programs, is_reuse: true, growth: Growth::default() });
+        tracing::info!("the pinned programs serve on");
+        return Loaded::new(pins, programs, Growth::default());
     }
     load_anew(object, pins, &plans, features, digest)
         .inspect_err(|_| undo(pins, &plans, &pins.programs_of(digest)))
 }
 
 impl Loaded {
+    fn new(pins: &Pins, programs: Programs, growth: Growth) -> Result<Self, LoadError> {
+        let rest = Rest { growth, programs: programs.folder().to_owned() };
+        Ok(Self { maps: Maps::open(pins)?, programs, rest })
+    }
+}
+
+impl Rest {
     /// Takes over what programs wrote into outgrown maps until they were replaced, and removes
-    /// what no attached program uses any more. To be called when all devices are attached.
+    /// what no attached program uses any more.
     ///
     /// # Errors
     /// If a map or a pin refuses.
-    pub fn settle(&mut self, pins: &Pins) -> Result<(), LoadError> {
-        std::mem::take(&mut self.growth).finish()?;
-        let ours = self.programs.folder();
+    pub fn finish(self, pins: &Pins) -> Result<(), LoadError> {
+        self.growth.finish()?;
         for name in names(&pins.programs())? {
             let folder = pins.programs().join(name);
-            if folder != ours {
+            if folder != self.programs {
                 remove_folder(&folder)?;
             }
         }
@@ -242,7 +253,7 @@ fn load_anew(
     std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     let programs = Programs::load(&mut ebpf, &folder)?;
     let growth = Growth::begin(pins, plans)?;
-    Ok(Loaded { maps: Maps::open(pins)?, programs, is_reuse: false, growth })
+    Loaded::new(pins, programs, growth)
 }
 
 fn load_object(

@@ -219,12 +219,6 @@ impl Edges {
     }
 }
 
-impl Drop for Edges {
-    fn drop(&mut self) {
-        self.monitor.abort();
-    }
-}
-
 /// Whether the device went away meanwhile; its removal is still to be heard of then.
 fn is_gone(device: &Device) -> bool {
     nix::net::if_::if_nametoindex(&*device.name) != Ok(device.index)
