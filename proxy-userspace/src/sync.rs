@@ -258,7 +258,7 @@ impl Sync {
             .actual
             .ids_of(name)
             .iter()
-            .filter_map(|id| self.actual.ports.get(id));
+            .filter_map(|&id| self.actual.port(id));
         ports
             .flat_map(|port| port.frontends.iter().map(move |key| (port, key)))
             .filter_map(|(port, key)| Some((port, key, self.waiting.get(key)?)))

@@ -18,7 +18,8 @@ use crate::model::ObjectName;
 /// out the same write, so the two are equal at every moment.
 #[derive(Default, Debug)]
 pub(super) struct Actual {
-    pub(super) ports: BTreeMap<u32, HeldPort>,
+    /// Boxed, since half of a map's nodes may be empty.
+    pub(super) ports: BTreeMap<u32, Box<HeldPort>>,
     pub(super) owners: BTreeMap<ObjectName, Vec<u32>>,
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     pub(super) slots: Vec<u32>,
@@ -102,6 +103,11 @@ fn family_number(family: Family) -> u8 {
 }
 
 impl Actual {
+    /// The service port with this id.
+    pub(super) fn port(&self, id: u32) -> Option<&HeldPort> {
+        self.ports.get(&id).map(Box::as_ref)
+    }
+
     /// Ids of the service ports of a Service.
     pub(super) fn ids_of(&self, owner: &ObjectName) -> &[u32] {
         self.owners.get(owner).map_or(&[], Vec::as_slice)
@@ -109,7 +115,7 @@ impl Actual {
 
     /// The id of a service port.
     pub(super) fn find_port(&self, owner: &ObjectName, desired: &DesiredPort) -> Option<u32> {
-        let is_same = |id: &u32| self.ports.get(id).is_some_and(|port| port.is(desired));
+        let is_same = |id: &u32| self.port(*id).is_some_and(|port| port.is(desired));
         self.ids_of(owner).iter().copied().find(is_same)
     }
 
@@ -141,7 +147,7 @@ impl Actual {
 
     /// Whether a frontend of this service port names the block that begins there.
     pub(super) fn names_block(&self, service: u32, first: u32) -> bool {
-        self.ports.get(&service).is_some_and(|port| {
+        self.port(service).is_some_and(|port| {
             self.frontends_of(port)
                 .any(|it| it.first_slot == first && Block::of(it).len > 0)
         })
@@ -150,7 +156,7 @@ impl Actual {
     /// Adds a service port that `SERVICES` now has.
     pub(super) fn add_port(&mut self, id: u32, port: HeldPort) {
         self.owners.entry(port.owner.clone()).or_default().push(id);
-        self.ports.insert(id, port);
+        self.ports.insert(id, Box::new(port));
     }
 
     /// Repeats a write that the target has carried out. Yields the block that a frontend does not
@@ -216,6 +222,7 @@ impl Actual {
                 self.detach(&key, &old);
             }
             if let Some(port) = self.ports.get_mut(&value.service) {
+                port.frontends.reserve_exact(1);
                 port.frontends.push(key);
             }
         }

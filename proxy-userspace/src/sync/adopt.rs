@@ -91,6 +91,7 @@ impl Adopted {
             return;
         }
         if let Some(port) = self.actual.ports.get_mut(&value.service) {
+            port.frontends.reserve_exact(1);
             port.frontends.push(key);
         }
         self.actual.frontends.insert(key, value);

@@ -120,8 +120,7 @@ impl Sync {
             return None;
         }
         self.actual
-            .ports
-            .get(&holder)
+            .port(holder)
             .filter(|port| self.keeps(port, key))
     }
 
@@ -143,7 +142,7 @@ impl Sync {
         desired: &DesiredPort,
         frontends: Vec<DesiredFrontend>,
     ) -> PortPlan {
-        let held = service.and_then(|id| self.actual.ports.get(&id));
+        let held = service.and_then(|id| self.actual.port(id));
         let find = |socket| held.and_then(|port| self.actual.find_backend(port, socket));
         let ids: Vec<Option<u32>> = desired
             .backends

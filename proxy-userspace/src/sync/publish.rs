@@ -194,7 +194,7 @@ impl Sync {
         plan: Option<&PortPlan>,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
-        let Some(port) = self.actual.ports.get(&service) else {
+        let Some(port) = self.actual.port(service) else {
             return Ok(());
         };
         let keep: BTreeSet<_> = plan
@@ -218,7 +218,7 @@ impl Sync {
         plan: Option<&PortPlan>,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
-        let Some(port) = self.actual.ports.get(&service) else {
+        let Some(port) = self.actual.port(service) else {
             return Ok(());
         };
         // All that is planned is held by now, so equal numbers mean equal sets.
