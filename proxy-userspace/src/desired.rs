@@ -157,6 +157,3 @@ fn policy_flag(policy: TrafficPolicy) -> FrontendFlags {
         TrafficPolicy::Local => FrontendFlags::LOCAL_ONLY,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,105 +1,19 @@
-//! One test a rule; each endpoint is a line such as `10.0.0.1@here terminating`.
+//! One test a rule of `desired`; for the endpoints' short form see [`build::endpoint`].
 
 use std::collections::BTreeSet;
 
-use super::*;
-use crate::model::{Endpoint, ObjectName, SlicePort};
+use beeline::desired::{DesiredBackend, DesiredPort, compile};
+use beeline::model::{EndpointSlice, Service, TrafficPolicy};
+use proxy_common::abi::{BackendState, Family, FrontendFlags, Protocol};
 
-const HERE: &str = "here";
-
-fn node(zone: Option<&str>) -> NodeFacts {
-    NodeFacts {
-        name: HERE.into(),
-        zone: zone.map(Into::into),
-    }
-}
+use super::build::{self, Build, facts};
 
 fn service(cluster_ips: &[&str]) -> Service {
-    Service {
-        name: ObjectName {
-            namespace: "shop".into(),
-            name: "web".into(),
-        },
-        cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        ports: vec![port("http", Protocol::Tcp, 80)],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        affinity_seconds: None,
-        health_check_node_port: None,
-    }
-}
-
-fn port(name: &str, protocol: Protocol, number: u16) -> ServicePort {
-    ServicePort {
-        name: name.into(),
-        protocol,
-        port: number,
-        node_port: None,
-    }
-}
-
-fn slice_port(name: &str, protocol: Protocol, number: u16) -> SlicePort {
-    SlicePort {
-        name: name.into(),
-        protocol,
-        port: number,
-    }
+    build::service("shop/web", &cluster_ips.join(" ")).ports("http:80/TCP")
 }
 
 fn slice(family: Family, endpoints: &[&str]) -> EndpointSlice {
-    let service = ObjectName {
-        namespace: "shop".into(),
-        name: "web".into(),
-    };
-    EndpointSlice {
-        name: service.clone(),
-        service,
-        family,
-        ports: vec![slice_port("http", Protocol::Tcp, 8080)],
-        endpoints: endpoints.iter().map(|line| endpoint(line)).collect(),
-    }
-}
-
-/// `address[@node]`, then any of: `unready`, `unserving`, `terminating` (unready as well),
-/// `leaving` (ready and terminating), `zone=z`, `node=n`.
-fn endpoint(line: &str) -> Endpoint {
-    let mut words = line.split(' ');
-    let place = words.next().unwrap();
-    let (address, node) = match place.split_once('@') {
-        Some((address, node)) => (address, Some(node.into())),
-        None => (place, None),
-    };
-    let mut endpoint = Endpoint {
-        address: address.parse().unwrap(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node,
-        zone_hints: vec![],
-        node_hints: vec![],
-    };
-    for word in words {
-        match word.split_once('=') {
-            Some(("zone", zone)) => endpoint.zone_hints.push(zone.into()),
-            Some(("node", node)) => endpoint.node_hints.push(node.into()),
-            Some(other) => panic!("{other:?}"),
-            None => condition(&mut endpoint, word),
-        }
-    }
-    endpoint
-}
-
-fn condition(endpoint: &mut Endpoint, word: &str) {
-    match word {
-        "unready" => endpoint.ready = false,
-        "unserving" => endpoint.serving = false,
-        "terminating" => (endpoint.ready, endpoint.terminating) = (false, true),
-        "leaving" => endpoint.terminating = true,
-        other => panic!("{other}"),
-    }
+    build::slice("shop/web-1", "shop/web", family, endpoints).ports("http:8080/TCP")
 }
 
 fn socket(backend: &DesiredBackend) -> String {
@@ -137,7 +51,7 @@ fn rejects(port: &DesiredPort) -> bool {
 /// Compiles one IPv4 port on a node in `zone`.
 fn compile_in(zone: Option<&str>, endpoints: &[&str]) -> DesiredPort {
     let service = service(&["10.96.0.1"]);
-    let mut ports = compile(&service, &[slice(Family::Ipv4, endpoints)], &node(zone));
+    let mut ports = compile(&service, &[slice(Family::Ipv4, endpoints)], &facts(zone));
     assert_eq!(ports.len(), 1);
     ports.remove(0)
 }
@@ -167,7 +81,7 @@ fn r6_a_family_exists_only_with_a_cluster_ip_of_its_own() {
         slice(Family::Ipv6, &["fd00::1"]),
     ];
     let families = |ips: &[&str]| {
-        let ports = compile(&service(ips), &slices, &node(None));
+        let ports = compile(&service(ips), &slices, &facts(None));
         ports
             .iter()
             .map(|port| (port.family, cluster(port)))
@@ -188,24 +102,19 @@ fn r21_an_address_of_the_other_family_is_ignored() {
         &["10.0.0.1"],
     );
     let slices = [slice(Family::Ipv6, &["10.0.0.9", "::ffff:10.0.0.9"])];
-    let ports = compile(&service(&["fd00:96::1"]), &slices, &node(None));
+    let ports = compile(&service(&["fd00:96::1"]), &slices, &facts(None));
     assert!(ports[0].backends.is_empty() && rejects(&ports[0]));
 }
 
 #[test]
 fn r10_r11_ports_match_by_name_and_protocol() {
     let mut service = service(&["10.96.0.1"]);
-    service.ports = vec![
-        port("dns", Protocol::Udp, 53),
-        port("dns", Protocol::Tcp, 53),
-        port("metrics", Protocol::Tcp, 9153),
-    ];
+    service.ports.clear();
+    let service = service.ports("dns:53/UDP dns:53/TCP metrics:9153/TCP");
     let mut slice = slice(Family::Ipv4, &["10.0.0.1"]);
-    slice.ports = vec![
-        slice_port("dns", Protocol::Udp, 1053),
-        slice_port("dns", Protocol::Tcp, 2053),
-    ];
-    let ports = compile(&service, &[slice], &node(None));
+    slice.ports.clear();
+    let slice = slice.ports("dns:1053/UDP dns:2053/TCP");
+    let ports = compile(&service, &[slice], &facts(None));
     assert_eq!(cluster(&ports[0]), ["10.0.0.1:1053"]);
     assert_eq!(cluster(&ports[1]), ["10.0.0.1:2053"]);
     assert!(cluster(&ports[2]).is_empty() && rejects(&ports[2]));
@@ -222,7 +131,7 @@ fn r12_the_number_is_each_slices_own() {
     let mut other = slice(Family::Ipv4, &["10.0.0.1", "10.0.0.2"]);
     other.ports[0].port = 9090;
     let slices = [slice(Family::Ipv4, &["10.0.0.1"]), other];
-    let ports = compile(&service(&["10.96.0.1"]), &slices, &node(None));
+    let ports = compile(&service(&["10.96.0.1"]), &slices, &facts(None));
     assert_eq!(
         cluster(&ports[0]),
         ["10.0.0.1:8080", "10.0.0.1:9090", "10.0.0.2:9090"]
@@ -236,21 +145,16 @@ fn r13_the_unnamed_port_matches_the_unnamed_port() {
     let named = slice(Family::Ipv4, &["10.0.0.1"]);
     let mut unnamed = slice(Family::Ipv4, &["10.0.0.2"]);
     unnamed.ports[0].name = "".into();
-    let ports = compile(&service, &[named, unnamed], &node(None));
+    let ports = compile(&service, &[named, unnamed], &facts(None));
     assert_sets(&ports[0], &[], &["10.0.0.2"]);
 }
 
 #[test]
 fn of_two_ports_with_the_same_name_or_number_the_first_counts() {
     let mut service = service(&["10.96.0.1"]);
-    service.ports = vec![
-        port("http", Protocol::Tcp, 80),
-        port("http", Protocol::Tcp, 81),
-        port("web", Protocol::Tcp, 80),
-        port("late", Protocol::Tcp, 81),
-        port("http", Protocol::Udp, 80),
-    ];
-    let ports = compile(&service, &[], &node(None));
+    service.ports.clear();
+    let service = service.ports("http:80/TCP http:81/TCP web:80/TCP late:81/TCP http:80/UDP");
+    let ports = compile(&service, &[], &facts(None));
     let names: Vec<_> = ports
         .iter()
         .map(|port| (&*port.name, port.protocol))
@@ -271,7 +175,7 @@ fn r22_an_endpoint_listed_twice_counts_once() {
         slice(Family::Ipv4, &["10.0.0.1", "10.0.0.2"]),
         slice(Family::Ipv4, &["10.0.0.2", "10.0.0.3"]),
     ];
-    let ports = compile(&service(&["10.96.0.1"]), &slices, &node(None));
+    let ports = compile(&service(&["10.96.0.1"]), &slices, &facts(None));
     assert_eq!(
         cluster(&ports[0]),
         ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"]
@@ -370,7 +274,7 @@ fn r35_r52_r66_local_policy_without_local_endpoints_drops_but_does_not_reject() 
     let mut service = service(&["10.96.0.1"]);
     service.internal_policy = TrafficPolicy::Local;
     let flags = |endpoints: &[&str]| {
-        let ports = compile(&service, &[slice(Family::Ipv4, endpoints)], &node(None));
+        let ports = compile(&service, &[slice(Family::Ipv4, endpoints)], &facts(None));
         assert!(local(&ports[0]).is_empty());
         ports[0].frontends[0].flags
     };
@@ -480,7 +384,7 @@ fn both_sets_are_contiguous_in_one_block() {
 #[test]
 fn r111_affinity_seconds_are_handed_on() {
     let mut service = service(&["10.96.0.1"]);
-    let seconds = |service: &Service| compile(service, &[], &node(None))[0].affinity_seconds;
+    let seconds = |service: &Service| compile(service, &[], &facts(None))[0].affinity_seconds;
     assert_eq!(seconds(&service), 0);
     service.affinity_seconds = Some(10_800);
     assert_eq!(seconds(&service), 10_800);
