@@ -82,7 +82,17 @@ pub enum LoadError {
         /// The program.
         name: &'static str,
     },
-    /// The kernel refuses a program.
+    /// The kernel's verifier refuses a program.
+    #[error("program {name}: this kernel's verifier refuses it: {reason} (more with --log debug)")]
+    Refused {
+        /// The program.
+        name: &'static str,
+        /// The last word of the verifier.
+        reason: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refuses a program otherwise.
     #[error("program {name}: {action} failed")]
     Program {
         /// The program.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::{Error, ReadArgs, block_on, print, table};
 use crate::devices::monitor;
-use crate::loader::attach::{self, Method, SIDES};
+use crate::loader::attach::{self, SIDES};
 use crate::loader::lock::Lock;
 use crate::maps::{MapFailure, Maps};
 use crate::status::{self as file, Status};
@@ -272,6 +272,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::loader::attach::Method;
     use crate::model::Problem;
 
     fn daemon() -> Status {

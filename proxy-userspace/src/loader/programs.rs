@@ -94,11 +94,44 @@ fn load_and_pin(ebpf: &mut Ebpf, name: &'static str, folder: &Path) -> Result<()
     };
     let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram { name })?;
     let classifier: &mut SchedClassifier = program.try_into().map_err(failed("opening"))?;
-    classifier.load().map_err(failed("verification"))?;
+    classifier.load().map_err(|error| refused(name, error))?;
     let path = folder.join(name);
     classifier.pin(&path).map_err(|error| failed("pinning")(pin_error(error)))
 }
 
+/// The verifier's log has thousands of lines, of which the last ones say why.
+fn refused(name: &'static str, error: ProgramError) -> LoadError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return LoadError::Program { name, action: "verification", source: Box::new(error) };
+    };
+    let log = verifier_log.to_string();
+    tracing::debug!("program {name}: {log}");
+    LoadError::Refused { name, reason: reason(&log).to_owned(), source: io_error }
+}
+
+/// The last line of a verifier's log that is no statistics.
+fn reason(log: &str) -> &str {
+    const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed"];
+    let is_reason = |line: &&str| {
+        !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start))
+    };
+    log.lines().rev().map(str::trim).find(is_reason).unwrap_or("no reason given")
+}
+
 fn pin_error(error: aya::pin::PinError) -> ProgramError {
     ProgramError::IOError(std::io::Error::other(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifiers_reason_is_its_last_word() {
+        let log = "0: (b7) r0 = 0\ninvalid access to packet, off=0 size=1\n\
+                   R5 offset is outside of the packet\nverification time 2405 usec\n\
+                   stack depth 112\nprocessed 207 insns (limit 1000000)\n";
+        assert_eq!(reason(log), "R5 offset is outside of the packet");
+        assert_eq!(reason(""), "no reason given");
+    }
 }

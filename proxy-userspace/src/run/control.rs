@@ -153,7 +153,10 @@ impl Control {
         let preferred = self.world.node().map_or(&[][..], |node| &node.addresses);
         let settings = settings(preferred, &view.addresses, self.flags);
         if self.maps.set_settings(&settings)? {
-            tracing::info!("this node is {} and {}", settings.node_v4, settings.node_v6);
+            let known = [settings.node_v4, settings.node_v6].map(|address| {
+                if address.is_unspecified() { "unknown".to_owned() } else { address.to_string() }
+            });
+            tracing::info!("addresses of this node: IPv4 {}, IPv6 {}", known[0], known[1]);
         }
         let of_source = self.problems.iter().map(|(subject, message)| Problem {
             subject: subject.clone(),
