@@ -8,10 +8,12 @@ mod services;
 mod status;
 mod table;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::devices::monitor::MonitorError;
@@ -96,14 +98,19 @@ enum Error {
     #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
     NoMaps(PathBuf),
     #[error("cannot {action} {}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] std::io::Error),
 }
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Status(args) => report(status::status(&args)),
         Command::Services(args) => report(services::services(&args)),
@@ -121,6 +128,21 @@ pub fn main() -> ExitCode {
 
 fn report(done: Result<ExitCode, Error>) -> anyhow::Result<ExitCode> {
     Ok(done?)
+}
+
+impl Cli {
+    /// Reads arguments, and sees to it that they agree with each other.
+    fn read<T: Into<OsString> + Clone>(
+        arguments: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(arguments)?;
+        if let Command::Run(args) = &cli.command
+            && let Some(conflict) = args.conflict()
+        {
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+        }
+        Ok(cli)
+    }
 }
 
 impl Paths {
@@ -158,14 +180,14 @@ fn print_text(text: &str) {
 
 /// Runs what needs netlink.
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     runtime.map_err(Error::Runtime)?.block_on(work)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -178,13 +200,47 @@ mod tests {
         for arguments in [
             &["beeline", "run"][..],
             &["beeline", "run", "--source", "file"],
-            &["beeline", "run", "--source", "kubernetes", "--manifests", "x"],
-            &["beeline", "run", "--source", "file", "--manifests", "x", "--timeout", "tcp=1"],
-            &["beeline", "run", "--source", "file", "--manifests", "x", "--max-flows", "0"],
-            &["beeline", "run", "--source", "file", "--manifests", "x", "--pod-devices", ","],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "kubernetes",
+                "--manifests",
+                "x",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--timeout",
+                "tcp=1",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--max-flows",
+                "0",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--pod-devices",
+                ",",
+            ],
             &["beeline", "status", "--no-such-flag"],
         ] {
-            let error = Cli::try_parse_from(arguments).unwrap_err();
+            let error = Cli::read(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");
         }
     }

@@ -10,9 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowState, Frontend, FrontendKey,
-};
+use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey, FlowState, Frontend, FrontendKey};
 
 pub use self::timeouts::{Timeouts, TimeoutsError};
 use crate::loader::pins::Pins;
@@ -60,7 +58,11 @@ pub fn is_affinity_expired(affinity: &Affinity, seconds: Option<u32>, now: u64) 
 
 /// The key of the other of two records.
 pub const fn twin_key(key: &FlowKey, flow: &Flow) -> FlowKey {
-    FlowKey { tuple: flow.to.swapped(), side: flow.twin_side, ..*key }
+    FlowKey {
+        tuple: flow.to.swapped(),
+        side: flow.twin_side,
+        ..*key
+    }
 }
 
 /// What one pass did.
@@ -163,9 +165,14 @@ impl Collector {
 
     /// Removes the record and its twin, if their time is still over. Returns how many went.
     fn collect_flow(&mut self, key: &FlowKey) -> Result<usize, MapFailure> {
-        let Some(flow) = self.flows.get(key)? else { return Ok(0) };
+        let Some(flow) = self.flows.get(key)? else {
+            return Ok(0);
+        };
         let twin_key = twin_key(key, &flow);
-        let twin = self.flows.get(&twin_key)?.filter(|twin| self::twin_key(&twin_key, twin) == *key);
+        let twin = self
+            .flows
+            .get(&twin_key)?
+            .filter(|twin| self::twin_key(&twin_key, twin) == *key);
         if !is_expired(&flow, twin.as_ref(), now(), &self.timeouts) {
             return Ok(0);
         }
@@ -255,7 +262,10 @@ mod tests {
     #[test]
     fn the_record_that_was_seen_last_counts_for_both() {
         let timeouts = Timeouts::default();
-        let (old, new) = (flow(FlowState::TcpSynSent, 0), flow(FlowState::TcpEstablished, SECOND));
+        let (old, new) = (
+            flow(FlowState::TcpSynSent, 0),
+            flow(FlowState::TcpEstablished, SECOND),
+        );
         let now = 1000 * SECOND;
         assert!(is_expired(&old, None, now, &timeouts));
         assert!(!is_expired(&old, Some(&new), now, &timeouts));
@@ -277,7 +287,12 @@ mod tests {
             src_port: Port::new(src),
             dst_port: Port::new(dst),
         };
-        let key = FlowKey { tuple: tuple(1000, 80), protocol: 6, side: 0, _pad: 0 };
+        let key = FlowKey {
+            tuple: tuple(1000, 80),
+            protocol: 6,
+            side: 0,
+            _pad: 0,
+        };
         let mut forward = flow(FlowState::TcpEstablished, 0);
         forward.to = tuple(1000, 8080);
         forward.twin_side = Side::Egress as u8;
@@ -301,7 +316,11 @@ mod tests {
 
     #[test]
     fn an_affinity_lasts_from_its_last_connection() {
-        let affinity = Affinity { backend: 1, generation: 1, last_used: 5 * SECOND };
+        let affinity = Affinity {
+            backend: 1,
+            generation: 1,
+            last_used: 5 * SECOND,
+        };
         assert!(!is_affinity_expired(&affinity, Some(10), 15 * SECOND));
         assert!(is_affinity_expired(&affinity, Some(10), 15 * SECOND + 1));
         assert!(is_affinity_expired(&affinity, None, 6 * SECOND));

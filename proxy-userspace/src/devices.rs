@@ -44,7 +44,11 @@ pub fn role(link: &Link, is_uplink: bool, pods: &PodDevices) -> Role {
     let is_edge = link.is_pair && link.is_peer_elsewhere && !is_uplink;
     let name = &link.device.name;
     let is_chosen = pods.verdict(name).unwrap_or(is_edge);
-    if is_chosen && !name.starts_with(OURS) { Role::PodEdge } else { Role::Other }
+    if is_chosen && !name.starts_with(OURS) {
+        Role::PodEdge
+    } else {
+        Role::Other
+    }
 }
 
 /// A change of links or addresses.
@@ -142,7 +146,10 @@ impl Devices {
                 let old = self.edges.insert(device.index, device.clone());
                 (old.as_ref() != Some(&device)).then_some(Task::Attach(device))
             }
-            Role::Other => self.edges.remove(&device.index).map(|_| Task::Detach(device)),
+            Role::Other => self
+                .edges
+                .remove(&device.index)
+                .map(|_| Task::Detach(device)),
         }
     }
 
@@ -154,11 +161,17 @@ impl Devices {
 
     /// All edges are to be attached anew: a number may have gone from one device to another.
     fn replace(&mut self, everything: Everything) -> Vec<Task> {
-        let Everything { links, addresses, uplinks } = everything;
+        let Everything {
+            links,
+            addresses,
+            uplinks,
+        } = everything;
         let gone: BTreeSet<u32> = self.links.keys().copied().collect();
         let present: BTreeSet<u32> = links.iter().map(|link| link.device.index).collect();
-        let mut tasks: Vec<_> =
-            gone.difference(&present).filter_map(|index| self.link_gone(*index)).collect();
+        let mut tasks: Vec<_> = gone
+            .difference(&present)
+            .filter_map(|index| self.link_gone(*index))
+            .collect();
         self.addresses = addresses;
         self.uplinks = uplinks;
         for link in links {
@@ -182,15 +195,26 @@ impl Devices {
         };
         let by_uplink = || own().find(|(index, _)| self.uplinks.contains(index));
         let preferred = preferred.iter().copied().find(is_wanted);
-        preferred.or_else(|| by_uplink().or_else(|| own().next()).map(|(_, address)| *address))
+        preferred.or_else(|| {
+            by_uplink()
+                .or_else(|| own().next())
+                .map(|(_, address)| *address)
+        })
     }
 }
 
 impl Link {
     /// A link, for tests and monitors.
     pub fn new(index: u32, name: &str, is_pair: bool, is_peer_elsewhere: bool) -> Self {
-        let device = Device { index, name: Arc::from(name) };
-        Self { device, is_pair, is_peer_elsewhere }
+        let device = Device {
+            index,
+            name: Arc::from(name),
+        };
+        Self {
+            device,
+            is_pair,
+            is_peer_elsewhere,
+        }
     }
 }
 
@@ -238,10 +262,16 @@ mod tests {
     #[test]
     fn a_veth_becomes_an_edge_when_its_peer_moves_to_a_pod() {
         let mut devices = auto();
-        assert_eq!(devices.apply(Event::Link(Link::new(5, "veth5", true, false))), []);
+        assert_eq!(
+            devices.apply(Event::Link(Link::new(5, "veth5", true, false))),
+            []
+        );
         let link = veth(5, "veth5");
         let device = link.device.clone();
-        assert_eq!(devices.apply(Event::Link(link.clone())), [Task::Attach(device.clone())]);
+        assert_eq!(
+            devices.apply(Event::Link(link.clone())),
+            [Task::Attach(device.clone())]
+        );
         assert_eq!(devices.apply(Event::Link(link)), []);
         assert_eq!(devices.apply(Event::LinkGone(5)), [Task::Forget(device)]);
         assert_eq!(devices.apply(Event::LinkGone(5)), []);
@@ -263,9 +293,14 @@ mod tests {
         let _tasks = devices.apply(Event::Link(veth(5, "veth5")));
         let _tasks = devices.apply(Event::Link(veth(6, "veth6")));
         let links = vec![veth(6, "veth6"), Link::new(1, "lo", false, false)];
-        let tasks = devices.apply(Event::Everything(Everything { links, ..Everything::default() }));
-        let expected =
-            [Task::Forget(veth(5, "veth5").device), Task::Attach(veth(6, "veth6").device)];
+        let tasks = devices.apply(Event::Everything(Everything {
+            links,
+            ..Everything::default()
+        }));
+        let expected = [
+            Task::Forget(veth(5, "veth5").device),
+            Task::Attach(veth(6, "veth6").device),
+        ];
         assert_eq!(tasks, expected);
     }
 
@@ -273,22 +308,39 @@ mod tests {
     fn the_nodes_address_is_the_node_objects_or_the_uplinks_or_any() {
         let mut devices = auto();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let addresses = [(2, "192.0.2.2"), (3, "192.0.2.3"), (7, "192.0.2.7"), (3, "2001:db8::3")];
+        let addresses = [
+            (2, "192.0.2.2"),
+            (3, "192.0.2.3"),
+            (7, "192.0.2.7"),
+            (3, "2001:db8::3"),
+        ];
         let everything = Everything {
             links: vec![
                 veth(2, "veth2"),
                 Link::new(3, "br0", false, false),
                 Link::new(7, "eth0", false, false),
             ],
-            addresses: addresses.into_iter().map(|(index, text)| (index, ip(text))).collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|(index, text)| (index, ip(text)))
+                .collect(),
             uplinks: BTreeSet::from([7]),
         };
         let _tasks = devices.apply(Event::Everything(everything));
         let preferred = [ip("2001:db8::1")];
-        assert_eq!(devices.node_address(Family::Ipv4, &preferred), Some(ip("192.0.2.7")));
-        assert_eq!(devices.node_address(Family::Ipv6, &preferred), Some(ip("2001:db8::1")));
+        assert_eq!(
+            devices.node_address(Family::Ipv4, &preferred),
+            Some(ip("192.0.2.7"))
+        );
+        assert_eq!(
+            devices.node_address(Family::Ipv6, &preferred),
+            Some(ip("2001:db8::1"))
+        );
         let _tasks = devices.apply(Event::AddressGone(7, ip("192.0.2.7")));
-        assert_eq!(devices.node_address(Family::Ipv4, &[]), Some(ip("192.0.2.3")));
+        assert_eq!(
+            devices.node_address(Family::Ipv4, &[]),
+            Some(ip("192.0.2.3"))
+        );
         let _tasks = devices.apply(Event::LinkGone(3));
         assert_eq!(devices.node_address(Family::Ipv4, &[]), None);
     }

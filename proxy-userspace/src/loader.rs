@@ -106,14 +106,12 @@ pub enum LoadError {
 
 impl From<EbpfError> for LoadError {
     fn from(error: EbpfError) -> Self {
-        match error {
-            EbpfError::MapError(MapError::CreateError { name, io_error })
-                if io_error.raw_os_error() == Some(libc::EPERM) =>
-            {
-                Self::LockedMemory { name }
-            }
-            other => Self::Object(other),
+        if let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error
+            && io_error.raw_os_error() == Some(libc::EPERM)
+        {
+            return Self::LockedMemory { name: name.clone() };
         }
+        Self::Object(error)
     }
 }
 
@@ -131,6 +129,8 @@ pub struct Loaded {
 pub struct Rest {
     growth: Growth,
     programs: PathBuf,
+    /// Pins that were not there before.
+    made: Vec<PathBuf>,
 }
 
 /// Makes or finds the maps and programs.
@@ -151,20 +151,45 @@ pub fn load(
     let is_settled = plans.iter().all(|(_, plan)| matches!(plan, Plan::Keep(_)));
     if is_settled && let Some(programs) = reusable(pins, digest)? {
         tracing::info!("the pinned programs serve on");
-        return Loaded::new(pins, programs, Growth::default());
+        return Loaded::new(pins, programs, Growth::default(), Vec::new());
     }
     load_anew(object, pins, &plans, features, digest)
         .inspect_err(|_| undo(pins, &plans, &pins.programs_of(digest)))
 }
 
 impl Loaded {
-    fn new(pins: &Pins, programs: Programs, growth: Growth) -> Result<Self, LoadError> {
-        let rest = Rest { growth, programs: programs.folder().to_owned() };
-        Ok(Self { maps: Maps::open(pins)?, programs, rest })
+    fn new(
+        pins: &Pins,
+        programs: Programs,
+        growth: Growth,
+        made: Vec<PathBuf>,
+    ) -> Result<Self, LoadError> {
+        let rest = Rest {
+            growth,
+            programs: programs.folder().to_owned(),
+            made,
+        };
+        Ok(Self {
+            maps: Maps::open(pins)?,
+            programs,
+            rest,
+        })
     }
 }
 
 impl Rest {
+    /// Removes what the load made, if nothing of it was attached.
+    pub fn undo(self, pins: &Pins) {
+        if self.made.is_empty() {
+            return;
+        }
+        self.made
+            .iter()
+            .for_each(|path| warn_if_failed(remove_file(path)));
+        warn_if_failed(remove_folder(&self.programs));
+        remove_empty_folders(pins);
+    }
+
     /// Takes over what programs wrote into outgrown maps until they were replaced, and removes
     /// what no attached program uses any more.
     ///
@@ -178,7 +203,9 @@ impl Rest {
                 remove_folder(&folder)?;
             }
         }
-        let others = pins.other_layouts().map_err(io_error("read", pins.root()))?;
+        let others = pins
+            .other_layouts()
+            .map_err(io_error("read", pins.root()))?;
         for folder in others {
             tracing::warn!(
                 "the maps in {} have another layout than v{LAYOUT_VERSION}: their flows and \
@@ -197,15 +224,21 @@ fn plans(pins: &Pins, sizes: &Sizes) -> Result<Vec<(Spec, Plan)>, LoadError> {
     let plan = |spec: Spec| {
         let default = sizes::default_size(spec.name, memory);
         let pinned = pinned(pins, &spec)?;
-        Ok((spec, sizes::plan(&spec, sizes.asked(spec.name), default, pinned)?))
+        Ok((
+            spec,
+            sizes::plan(&spec, sizes.asked(spec.name), default, pinned)?,
+        ))
     };
     MAPS.into_iter().map(plan).collect()
 }
 
 fn pinned(pins: &Pins, spec: &Spec) -> Result<Option<Pinned>, LoadError> {
     let path = pins.map(spec.name);
-    let failed =
-        |source| LoadError::Pin { name: spec.name, path: pins.map(spec.name), source };
+    let failed = |source| LoadError::Pin {
+        name: spec.name,
+        path: pins.map(spec.name),
+        source,
+    };
     let info = match MapInfo::from_pin(path) {
         Ok(info) => info,
         Err(MapError::SyscallError(SyscallError { io_error, .. }))
@@ -220,7 +253,10 @@ fn pinned(pins: &Pins, spec: &Spec) -> Result<Option<Pinned>, LoadError> {
         key_size: info.key_size(),
         value_size: info.value_size(),
     };
-    Ok(Some(Pinned { shape, size: info.max_entries() }))
+    Ok(Some(Pinned {
+        shape,
+        size: info.max_entries(),
+    }))
 }
 
 /// Tells objects apart, with what the loader writes into them. Programs that are pinned under the
@@ -234,17 +270,24 @@ fn digest(object: &[u8], features: Features) -> u64 {
 
 /// The programs that an earlier start loaded from the same object, if they use the pinned maps.
 fn reusable(pins: &Pins, digest: u64) -> Result<Option<Programs>, LoadError> {
-    let Some(programs) = Programs::open(&pins.programs_of(digest)) else { return Ok(None) };
+    let Some(programs) = Programs::open(&pins.programs_of(digest)) else {
+        return Ok(None);
+    };
     let mut pinned = BTreeMap::new();
     for spec in MAPS {
         let path = pins.map(spec.name);
-        let info = MapInfo::from_pin(&path)
-            .map_err(|source| LoadError::Pin { name: spec.name, path, source })?;
+        let info = MapInfo::from_pin(&path).map_err(|source| LoadError::Pin {
+            name: spec.name,
+            path,
+            source,
+        })?;
         let _old = pinned.insert(info.name().to_vec(), info.id());
     }
     // Others than the pinned ones are constant data, or ours from before they were made anew.
     let is_stale = |map: &MapInfo| pinned.get(map.name()).is_some_and(|id| *id != map.id());
-    let is_current = programs.maps().is_some_and(|maps| !maps.iter().any(is_stale));
+    let is_current = programs
+        .maps()
+        .is_some_and(|maps| !maps.iter().any(is_stale));
     Ok(is_current.then_some(programs))
 }
 
@@ -263,7 +306,7 @@ fn load_anew(
     std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     let programs = Programs::load(&mut ebpf, &folder)?;
     let growth = Growth::begin(pins, plans)?;
-    Loaded::new(pins, programs, growth)
+    Loaded::new(pins, programs, growth, made(pins, plans))
 }
 
 fn load_object(
@@ -279,7 +322,9 @@ fn load_object(
             Plan::Create(_) | Plan::Keep(_) => pins.map(spec.name),
             Plan::Grow(_) => pins.grown_map(spec.name),
         };
-        let _loader = loader.map_pin_path(spec.name, path).map_max_entries(spec.name, plan.size());
+        let _loader = loader
+            .map_pin_path(spec.name, path)
+            .map_max_entries(spec.name, plan.size());
     }
     let ebpf = loader
         .map_pin_path(LOG_MAP, pins.map(LOG_MAP))
@@ -301,15 +346,25 @@ fn fill_crc_shifts(pins: &Pins) -> Result<(), LoadError> {
 
 /// Removes larger maps that a start began to fill and did not finish.
 fn discard_grown(pins: &Pins, plans: &[(Spec, Plan)]) -> Result<(), LoadError> {
-    plans.iter().try_for_each(|(spec, _)| remove_file(&pins.grown_map(spec.name)))
+    plans
+        .iter()
+        .try_for_each(|(spec, _)| remove_file(&pins.grown_map(spec.name)))
+}
+
+/// The pins of maps that do not exist before loading.
+fn made(pins: &Pins, plans: &[(Spec, Plan)]) -> Vec<PathBuf> {
+    let is_new = |(_, plan): &&(Spec, Plan)| matches!(plan, Plan::Create(_));
+    plans
+        .iter()
+        .filter(is_new)
+        .map(|(spec, _)| pins.map(spec.name))
+        .collect()
 }
 
 /// Removes the maps that did not exist before, and the programs.
 fn undo(pins: &Pins, plans: &[(Spec, Plan)], programs: &Path) {
-    let made = plans.iter().filter(|(_, plan)| matches!(plan, Plan::Create(_)));
-    let made = made.map(|(spec, _)| pins.map(spec.name));
     let grown = plans.iter().map(|(spec, _)| pins.grown_map(spec.name));
-    for path in made.chain(grown) {
+    for path in made(pins, plans).into_iter().chain(grown) {
         warn_if_failed(remove_file(&path));
     }
     warn_if_failed(remove_folder(programs));
@@ -318,7 +373,13 @@ fn undo(pins: &Pins, plans: &[(Spec, Plan)], programs: &Path) {
 
 /// Removes those of our folders in which nothing is left.
 pub(crate) fn remove_empty_folders(pins: &Pins) {
-    for folder in [pins.maps(), pins.programs(), pins.links(), pins.layout(), pins.root().into()] {
+    for folder in [
+        pins.maps(),
+        pins.programs(),
+        pins.links(),
+        pins.layout(),
+        pins.root().into(),
+    ] {
         if let Err(error) = std::fs::remove_dir(&folder) {
             tracing::debug!("{} stays: {error}", folder.display());
         }
@@ -356,7 +417,11 @@ fn names(folder: &Path) -> Result<Vec<String>, LoadError> {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LoadError {
-    move |source| LoadError::Io { action, path: path.to_owned(), source }
+    move |source| LoadError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -366,11 +431,20 @@ mod tests {
     #[test]
     fn the_digest_covers_object_and_globals() {
         let (old, new) = (
-            Features { tcx: true, coarse_clock: false },
-            Features { tcx: true, coarse_clock: true },
+            Features {
+                tcx: true,
+                coarse_clock: false,
+            },
+            Features {
+                tcx: true,
+                coarse_clock: true,
+            },
         );
         assert_ne!(digest(b"a", old), digest(b"b", old));
         assert_ne!(digest(b"a", old), digest(b"a", new));
-        assert_eq!(digest(b"a", new), digest(b"a", Features { tcx: false, ..new }));
+        assert_eq!(
+            digest(b"a", new),
+            digest(b"a", Features { tcx: false, ..new })
+        );
     }
 }

@@ -84,7 +84,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// # Errors
     /// If the kernel refuses, for instance because the map is full.
     pub fn insert(&mut self, key: &K, value: &V) -> Result<(), MapFailure> {
-        self.map.insert(Raw(*key), Raw(*value), 0).map_err(failed(self.name, "update"))
+        self.map
+            .insert(Raw(*key), Raw(*value), 0)
+            .map_err(failed(self.name, "update"))
     }
 
     /// Makes `value` the value of `key` if it has none; says whether it did.
@@ -132,7 +134,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn entries(&self) -> impl Iterator<Item = Result<(K, V), MapFailure>> {
         let entries = self.map.iter().take(self.size as usize);
         entries.map(|entry| {
-            entry.map(|(Raw(key), Raw(value))| (key, value)).map_err(failed(self.name, "walk"))
+            entry
+                .map(|(Raw(key), Raw(value))| (key, value))
+                .map_err(failed(self.name, "walk"))
         })
     }
 }
@@ -158,7 +162,10 @@ impl<V: Pod> List<V> {
     /// If it is not there or of another shape.
     pub fn open_at(path: &Path, name: &'static str) -> Result<Self, MapFailure> {
         let (map, _) = open(path, name)?;
-        Ok(Self { name, map: Array::try_from(map).map_err(failed(name, "open"))? })
+        Ok(Self {
+            name,
+            map: Array::try_from(map).map_err(failed(name, "open"))?,
+        })
     }
 
     /// How many entries it has.
@@ -171,7 +178,10 @@ impl<V: Pod> List<V> {
     /// # Errors
     /// If there is no such entry.
     pub fn get(&self, index: u32) -> Result<V, MapFailure> {
-        self.map.get(&index, 0).map(|Raw(value)| value).map_err(failed(self.name, "look-up"))
+        self.map
+            .get(&index, 0)
+            .map(|Raw(value)| value)
+            .map_err(failed(self.name, "look-up"))
     }
 
     /// Sets the entry at `index`.
@@ -179,7 +189,9 @@ impl<V: Pod> List<V> {
     /// # Errors
     /// If there is no such entry.
     pub fn set(&mut self, index: u32, value: &V) -> Result<(), MapFailure> {
-        self.map.set(index, Raw(*value), 0).map_err(failed(self.name, "update"))
+        self.map
+            .set(index, Raw(*value), 0)
+            .map_err(failed(self.name, "update"))
     }
 }
 
@@ -196,7 +208,10 @@ impl<V: Pod> PerCpu<V> {
     /// If it is not there or of another shape.
     pub fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFailure> {
         let (map, _) = open(&pins.map(name), name)?;
-        Ok(Self { name, map: PerCpuArray::try_from(map).map_err(failed(name, "open"))? })
+        Ok(Self {
+            name,
+            map: PerCpuArray::try_from(map).map_err(failed(name, "open"))?,
+        })
     }
 
     /// How many entries it has.
@@ -209,7 +224,10 @@ impl<V: Pod> PerCpu<V> {
     /// # Errors
     /// If there is no such entry.
     pub fn get(&self, index: u32) -> Result<Vec<V>, MapFailure> {
-        let values = self.map.get(&index, 0).map_err(failed(self.name, "look-up"))?;
+        let values = self
+            .map
+            .get(&index, 0)
+            .map_err(failed(self.name, "look-up"))?;
         Ok(values.iter().map(|Raw(value)| *value).collect())
     }
 
@@ -221,18 +239,27 @@ impl<V: Pod> PerCpu<V> {
         let n_cpus = self.get(index)?.len();
         let zeroes = PerCpuValues::try_from(vec![Raw(V::zeroed()); n_cpus])
             .map_err(|error| failed(self.name, "update")(error.into()))?;
-        self.map.set(index, zeroes, 0).map_err(failed(self.name, "update"))
+        self.map
+            .set(index, zeroes, 0)
+            .map_err(failed(self.name, "update"))
     }
 }
 
 fn open(path: &Path, name: &'static str) -> Result<(Map, u32), MapFailure> {
     let data = MapData::from_pin(path).map_err(failed(name, "open"))?;
     let size = data.info().map_err(failed(name, "open"))?.max_entries();
-    Ok((Map::from_map_data(data).map_err(failed(name, "open"))?, size))
+    Ok((
+        Map::from_map_data(data).map_err(failed(name, "open"))?,
+        size,
+    ))
 }
 
 fn failed(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> MapFailure {
-    move |source| MapFailure { map, operation, source }
+    move |source| MapFailure {
+        map,
+        operation,
+        source,
+    }
 }
 
 /// All maps.
@@ -323,15 +350,23 @@ impl Maps {
     pub fn contents(&self) -> Result<Contents, MapFailure> {
         let frontends: Vec<_> = self.frontends.entries().collect::<Result<_, _>>()?;
         let end = |frontend: &Frontend| {
-            let n_slots = frontend.n_local.max(frontend.cluster_offset + frontend.n_cluster);
+            let n_slots = frontend
+                .n_local
+                .max(frontend.cluster_offset + frontend.n_cluster);
             frontend.first_slot.saturating_add(n_slots)
         };
-        let n_slots = frontends.iter().map(|(_, frontend)| end(frontend)).max().unwrap_or(0);
+        let n_slots = frontends
+            .iter()
+            .map(|(_, frontend)| end(frontend))
+            .max()
+            .unwrap_or(0);
         let n_slots = n_slots.min(self.slots.size());
         Ok(Contents {
             services: self.services.entries().collect::<Result<_, _>>()?,
             frontends,
-            slots: (0..n_slots).map(|index| self.slots.get(index)).collect::<Result<_, _>>()?,
+            slots: (0..n_slots)
+                .map(|index| self.slots.get(index))
+                .collect::<Result<_, _>>()?,
             backends: self.used_backends()?,
         })
     }

@@ -25,7 +25,8 @@ use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
 use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
-use crate::loader::{self, Loaded};
+use crate::loader::{self, Loaded, Programs};
+use crate::maps::Maps;
 use crate::status;
 
 /// What the daemon is to do.
@@ -64,8 +65,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let pins = Pins::new(&options.bpffs);
     let _locks = locks(&pins, &options.state_dir)?;
     let started = start(&options, &pins, features, method).await;
-    let Node { source, control, edges } =
-        started.inspect_err(|_| loader::remove_empty_folders(&pins))?;
+    let Node {
+        source,
+        control,
+        edges,
+    } = started.inspect_err(|_| loader::remove_empty_folders(&pins))?;
     drop(tokio::spawn(edges.run()));
     control.run(source).await
 }
@@ -85,16 +89,42 @@ async fn start(
     method: Method,
 ) -> anyhow::Result<Node> {
     let source = Source::start(&options.origin, options.node.clone()).await?;
-    let Loaded { maps, programs, rest } = loader::load(OBJECT, pins, &options.sizes, features)?;
+    let Loaded {
+        maps,
+        programs,
+        rest,
+    } = loader::load(OBJECT, pins, &options.sizes, features)?;
+    match attach(options, pins, method, maps, programs).await {
+        Ok((control, edges)) => {
+            if let Err(error) = rest.finish(pins) {
+                tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
+            }
+            Ok(Node {
+                source,
+                control,
+                edges,
+            })
+        }
+        Err(error) => {
+            rest.undo(pins);
+            Err(error)
+        }
+    }
+}
+
+async fn attach(
+    options: &Options,
+    pins: &Pins,
+    method: Method,
+    maps: Maps,
+    programs: Programs,
+) -> anyhow::Result<(Control, Edges)> {
     logs::forward(&programs);
     let collector = Collector::open(pins, options.timeouts.clone())?;
     let control = Control::new(options, maps, method)?;
     let attacher = Attacher::new(method, pins.clone(), monitor::connect()?, programs);
     let edges = Edges::start(attacher, options.pod_devices.clone()).await?;
-    if let Err(error) = rest.finish(pins) {
-        tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
-    }
-    Ok(Node { source, control: control.with(edges.view(), collector)?, edges })
+    Ok((control.with(edges.view(), collector)?, edges))
 }
 
 fn method(wanted: Option<Method>, features: Features) -> anyhow::Result<Method> {

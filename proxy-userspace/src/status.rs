@@ -88,7 +88,10 @@ pub fn lock_file(state_dir: &Path) -> PathBuf {
 
 /// Seconds since 1970.
 pub fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
 }
 
 impl Status {
@@ -101,12 +104,19 @@ impl Status {
         let new = state_dir.join("status.json.new");
         let failed = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| StatusError::Io { action, path, source }
+            move |source| StatusError::Io {
+                action,
+                path,
+                source,
+            }
         };
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|source| StatusError::Format { path: path.clone(), source })?;
+        let text = serde_json::to_string_pretty(self).map_err(|source| StatusError::Format {
+            path: path.clone(),
+            source,
+        })?;
         let mut file = File::create(&new).map_err(failed("create", &new))?;
-        file.write_all(text.as_bytes()).map_err(failed("write", &new))?;
+        file.write_all(text.as_bytes())
+            .map_err(failed("write", &new))?;
         std::fs::rename(&new, &path).map_err(failed("replace", &path))
     }
 
@@ -121,7 +131,11 @@ impl Status {
                 .map(Some)
                 .map_err(|source| StatusError::Format { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StatusError::Io { action: "read", path, source }),
+            Err(source) => Err(StatusError::Io {
+                action: "read",
+                path,
+                source,
+            }),
         }
     }
 }
@@ -141,8 +155,17 @@ mod tests {
             node: "n".to_owned(),
             source: "file".to_owned(),
             synced: true,
-            last_sync: Some(LastSync { at: 1, services: 2, writes: 3, pending: 0, micros: 4 }),
-            problems: vec![Problem { subject: "s".to_owned(), message: "m".to_owned() }],
+            last_sync: Some(LastSync {
+                at: 1,
+                services: 2,
+                writes: 3,
+                pending: 0,
+                micros: 4,
+            }),
+            problems: vec![Problem {
+                subject: "s".to_owned(),
+                message: "m".to_owned(),
+            }],
             method: Method::Tcx,
             devices: vec!["veth1".to_owned()],
             timeouts: BTreeMap::from([("tcp-close".to_owned(), 10)]),
@@ -156,6 +179,9 @@ mod tests {
     fn another_versions_file_is_an_error_not_a_guess() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(file(folder.path()), "{}").unwrap();
-        assert!(matches!(Status::read(folder.path()), Err(StatusError::Format { .. })));
+        assert!(matches!(
+            Status::read(folder.path()),
+            Err(StatusError::Format { .. })
+        ));
     }
 }

@@ -91,7 +91,11 @@ fn unpin(pins: &Pins, removed: &mut Removed) -> Result<(), Error> {
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::Io { action, path: path.to_owned(), source }
+    move |source| Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn text(removed: &Removed) -> String {
@@ -100,12 +104,20 @@ fn text(removed: &Removed) -> String {
         lines.push(format!("programs taken off {}", removed.devices.join(", ")));
     }
     if removed.links > 0 {
-        lines.push(format!("{} links of devices that are not here removed", removed.links));
+        lines.push(format!(
+            "{} links of devices that are not here removed",
+            removed.links
+        ));
     }
     if !removed.maps.is_empty() {
         lines.push(format!("maps removed: {}", removed.maps.join(", ")));
     }
-    lines.extend(removed.paths.iter().map(|path| format!("{} removed", path.display())));
+    lines.extend(
+        removed
+            .paths
+            .iter()
+            .map(|path| format!("{} removed", path.display())),
+    );
     if lines.is_empty() {
         lines.push("nothing to remove".to_owned());
     }
@@ -124,6 +136,9 @@ mod tests {
             paths: vec![PathBuf::from("/run/beeline")],
             ..Removed::default()
         };
-        assert_eq!(text(&removed), "programs taken off veth1, veth2\n/run/beeline removed\n");
+        assert_eq!(
+            text(&removed),
+            "programs taken off veth1, veth2\n/run/beeline removed\n"
+        );
     }
 }

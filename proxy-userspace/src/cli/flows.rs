@@ -72,8 +72,9 @@ struct FlowView {
 pub(super) fn flows(args: &FlowsArgs) -> Result<ExitCode, Error> {
     let maps = args.read.paths.maps()?;
     let status = Status::read(&args.read.paths.state_dir).ok().flatten();
-    let timeouts =
-        status.map_or_else(Timeouts::default, |status| Timeouts::from_names(&status.timeouts));
+    let timeouts = status.map_or_else(Timeouts::default, |status| {
+        Timeouts::from_names(&status.timeouts)
+    });
     let view = read(&maps, args, &timeouts)?;
     print(args.read.output, &view, text);
     Ok(ExitCode::SUCCESS)
@@ -81,9 +82,14 @@ pub(super) fn flows(args: &FlowsArgs) -> Result<ExitCode, Error> {
 
 fn read(maps: &Maps, args: &FlowsArgs, timeouts: &Timeouts) -> Result<FlowsView, Error> {
     let mut progress = Progress::new("reading flow records");
-    let protocol = args.protocol.map(|protocol| Protocol::from(protocol).number());
+    let protocol = args
+        .protocol
+        .map(|protocol| Protocol::from(protocol).number());
     let now = conntrack_gc::now();
-    let mut view = FlowsView { flows: Vec::new(), truncated: false };
+    let mut view = FlowsView {
+        flows: Vec::new(),
+        truncated: false,
+    };
     for entry in maps.flows.entries() {
         progress.step();
         let (key, flow) = entry?;
@@ -93,7 +99,11 @@ fn read(maps: &Maps, args: &FlowsArgs, timeouts: &Timeouts) -> Result<FlowsView,
             continue;
         }
         let service = service(maps, flow.service)?;
-        if args.service.as_ref().is_some_and(|wanted| !service.contains(wanted)) {
+        if args
+            .service
+            .as_ref()
+            .is_some_and(|wanted| !service.contains(wanted))
+        {
             continue;
         }
         if view.flows.len() == args.limit {
@@ -101,7 +111,14 @@ fn read(maps: &Maps, args: &FlowsArgs, timeouts: &Timeouts) -> Result<FlowsView,
             break;
         }
         let twin = maps.flows.get(&conntrack_gc::twin_key(&key, &flow))?;
-        view.flows.push(flow_view(service, &key, &flow, twin.as_ref(), now, timeouts));
+        view.flows.push(flow_view(
+            service,
+            &key,
+            &flow,
+            twin.as_ref(),
+            now,
+            timeouts,
+        ));
     }
     view.flows.sort_unstable();
     Ok(view)
@@ -147,7 +164,15 @@ fn text(view: &FlowsView) -> String {
         return "no flows\n".to_owned();
     }
     let header = [
-        "PROTO", "CLIENT", "FRONTEND", "BACKEND", "SERVICE", "STATE", "AGE", "IDLE", "EXPIRES IN",
+        "PROTO",
+        "CLIENT",
+        "FRONTEND",
+        "BACKEND",
+        "SERVICE",
+        "STATE",
+        "AGE",
+        "IDLE",
+        "EXPIRES IN",
     ];
     let rows = view.flows.iter().map(row).collect();
     let mut text = table::render(&header, &[6, 7, 8], rows);
@@ -165,7 +190,11 @@ fn row(flow: &FlowView) -> Vec<String> {
         flow.frontend.clone(),
         flow.backend.clone(),
         flow.service.clone(),
-        if flow.hairpin { format!("{} (hairpin)", flow.state) } else { flow.state.to_owned() },
+        if flow.hairpin {
+            format!("{} (hairpin)", flow.state)
+        } else {
+            flow.state.to_owned()
+        },
         time(flow.age),
         time(flow.idle),
         time(flow.expires_in),
@@ -191,8 +220,12 @@ mod tests {
             src_port: Port::new(40_000),
             dst_port: Port::new(port),
         };
-        let key =
-            FlowKey { tuple: client(ip(96), 80), protocol: 6, side: Side::Ingress as u8, _pad: 0 };
+        let key = FlowKey {
+            tuple: client(ip(96), 80),
+            protocol: 6,
+            side: Side::Ingress as u8,
+            _pad: 0,
+        };
         let flow = Flow {
             to: client(ip(2), 8080),
             backend: 1,
@@ -206,7 +239,10 @@ mod tests {
             created: 100 * SECOND,
             last_seen: 100 * SECOND,
         };
-        let twin = Flow { last_seen: 110 * SECOND, ..flow };
+        let twin = Flow {
+            last_seen: 110 * SECOND,
+            ..flow
+        };
         let view = flow_view(
             "shop/web".to_owned(),
             &key,
@@ -218,8 +254,17 @@ mod tests {
         assert_eq!(view.client, "10.0.0.1:40000");
         assert_eq!(view.frontend, "10.0.0.96:80");
         assert_eq!(view.backend, "10.0.0.2:8080");
-        assert_eq!((view.age, view.idle, view.expires_in), (20_000, 10_000, 110_000));
-        let text = text(&FlowsView { flows: vec![view], truncated: true });
-        assert!(text.contains("syn-sent") && text.contains("--limit"), "{text}");
+        assert_eq!(
+            (view.age, view.idle, view.expires_in),
+            (20_000, 10_000, 110_000)
+        );
+        let text = text(&FlowsView {
+            flows: vec![view],
+            truncated: true,
+        });
+        assert!(
+            text.contains("syn-sent") && text.contains("--limit"),
+            "{text}"
+        );
     }
 }

@@ -18,7 +18,12 @@ pub(super) struct Progress {
 impl Progress {
     /// Something called `what` begins.
     pub(super) fn new(what: &'static str) -> Self {
-        Self { what, n_done: 0, due: Instant::now() + PATIENCE, is_shown: false }
+        Self {
+            what,
+            n_done: 0,
+            due: Instant::now() + PATIENCE,
+            is_shown: false,
+        }
     }
 
     /// One more is done.

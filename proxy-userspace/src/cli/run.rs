@@ -26,8 +26,7 @@ pub(super) struct RunArgs {
         long,
         value_name = "PATH",
         num_args = 1..,
-        required_if_eq("source", "file"),
-        conflicts_with = "kubeconfig"
+        required_if_eq("source", "file")
     )]
     manifests: Vec<PathBuf>,
     /// The kubeconfig, with --source kubernetes. Without, $KUBECONFIG, ~/.kube/config or the
@@ -64,6 +63,21 @@ pub(super) struct RunArgs {
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+}
+
+impl RunArgs {
+    /// Why these arguments do not belong together, if they do not.
+    pub(super) fn conflict(&self) -> Option<&'static str> {
+        match self.source {
+            SourceArg::File if self.kubeconfig.is_some() => {
+                Some("--kubeconfig goes with --source kubernetes only")
+            }
+            SourceArg::Kubernetes if !self.manifests.is_empty() => {
+                Some("--manifests goes with --source file only")
+            }
+            SourceArg::File | SourceArg::Kubernetes => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
@@ -216,7 +230,10 @@ fn log_to_stderr(args: &RunArgs) {
         .with_env_filter(EnvFilter::new(&args.log))
         .with_writer(stderr);
     match args.log_format {
-        LogFormat::Text => builder.with_target(false).with_ansi(stderr().is_terminal()).init(),
+        LogFormat::Text => builder
+            .with_target(false)
+            .with_ansi(stderr().is_terminal())
+            .init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }

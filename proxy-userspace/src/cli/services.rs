@@ -80,12 +80,18 @@ fn read(maps: &Maps) -> Result<Vec<ServiceView>, Error> {
     let contents = maps.contents()?;
     let mut frontends: BTreeMap<u32, Vec<(FrontendKey, Frontend)>> = BTreeMap::new();
     for (key, frontend) in contents.frontends {
-        frontends.entry(frontend.service).or_default().push((key, frontend));
+        frontends
+            .entry(frontend.service)
+            .or_default()
+            .push((key, frontend));
     }
     let mut backends: BTreeMap<u32, Vec<(u32, Backend)>> = BTreeMap::new();
     for (id, backend) in (0..).zip(contents.backends) {
         if backend.state != BackendState::Gone as u8 {
-            backends.entry(backend.service).or_default().push((id, backend));
+            backends
+                .entry(backend.service)
+                .or_default()
+                .push((id, backend));
         }
     }
     let mut views = Vec::new();
@@ -114,14 +120,25 @@ struct ServiceMaps<'a> {
 impl ServiceMaps<'_> {
     fn view(mut self, name: &ServiceName, counters: ServiceCounters) -> ServiceView {
         self.frontends.sort_by_key(|(key, _)| *key);
-        let is_used = |id: &u32| self.frontends.iter().any(|(_, f)| self.block(f).contains(id));
+        let is_used = |id: &u32| {
+            self.frontends
+                .iter()
+                .any(|(_, f)| self.block(f).contains(id))
+        };
         let idle = self.backends.iter().filter(|(id, _)| !is_used(id));
         ServiceView {
             service: name.text().to_owned(),
             protocol: Protocol::from_number(name.protocol).map_or("?", Protocol::name),
             family: name.family,
-            affinity: self.frontends.first().map_or(0, |(_, f)| f.affinity_seconds),
-            frontends: self.frontends.iter().map(|(key, f)| self.frontend(key, f)).collect(),
+            affinity: self
+                .frontends
+                .first()
+                .map_or(0, |(_, f)| f.affinity_seconds),
+            frontends: self
+                .frontends
+                .iter()
+                .map(|(key, f)| self.frontend(key, f))
+                .collect(),
             idle_backends: idle.map(|(_, backend)| backend_view(backend)).collect(),
             counters: CountersView {
                 flows: counters.flows,
@@ -169,7 +186,11 @@ fn backend_view(backend: &Backend) -> BackendView {
 
 /// `address:port`, with brackets around IPv6.
 fn socket(address: &str, port: u16) -> String {
-    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
 }
 
 fn text(services: &[ServiceView]) -> String {
@@ -194,7 +215,12 @@ fn rows(service: &ServiceView) -> Vec<Vec<String>> {
         }
         if frontend.backends.is_empty() {
             let why = if frontend.rejects { "rejects" } else { "drops" };
-            rows.push([dialled.clone(), "none".to_owned(), why.to_owned(), String::new()]);
+            rows.push([
+                dialled.clone(),
+                "none".to_owned(),
+                why.to_owned(),
+                String::new(),
+            ]);
         }
         for backend in &frontend.backends {
             rows.push(backend_row(std::mem::take(&mut dialled), backend));
@@ -216,8 +242,11 @@ fn rows(service: &ServiceView) -> Vec<Vec<String>> {
     ];
     let blank = |n| vec![String::new(); n];
     let complete = |(index, row): (usize, [String; 4])| {
-        let (before, after) =
-            if index == 0 { (first.to_vec(), figures.to_vec()) } else { (blank(2), blank(4)) };
+        let (before, after) = if index == 0 {
+            (first.to_vec(), figures.to_vec())
+        } else {
+            (blank(2), blank(4))
+        };
         [before, row.to_vec(), after].concat()
     };
     rows.into_iter().enumerate().map(complete).collect()
@@ -225,7 +254,12 @@ fn rows(service: &ServiceView) -> Vec<Vec<String>> {
 
 fn backend_row(frontend: String, backend: &BackendView) -> [String; 4] {
     let place = if backend.local { "local" } else { "remote" };
-    [frontend, socket(&backend.address, backend.port), backend.state.to_owned(), place.to_owned()]
+    [
+        frontend,
+        socket(&backend.address, backend.port),
+        backend.state.to_owned(),
+        place.to_owned(),
+    ]
 }
 
 #[cfg(test)]
@@ -273,23 +307,52 @@ mod tests {
             slots: &[9, 4, 5, 9],
         };
         let name = ServiceName::new("shop/web:http", 6, 4).unwrap();
-        maps.view(&name, ServiceCounters { packets: 7, bytes: 2048, flows: 2, refused: 1 })
+        maps.view(
+            &name,
+            ServiceCounters {
+                packets: 7,
+                bytes: 2048,
+                flows: 2,
+                refused: 1,
+            },
+        )
     }
 
     #[test]
     fn a_service_is_read_from_the_maps() {
         let text = text(&[view(FrontendFlags::NONE)]);
-        let lines: Vec<Vec<&str>> =
-            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
         assert_eq!(
             lines[1],
             [
-                "shop/web:http", "TCP", "10.96.0.1:80", "10.0.0.4:8080", "active", "local", "2",
-                "7", "2.0", "KiB", "1"
+                "shop/web:http",
+                "TCP",
+                "10.96.0.1:80",
+                "10.0.0.4:8080",
+                "active",
+                "local",
+                "2",
+                "7",
+                "2.0",
+                "KiB",
+                "1"
             ]
         );
         assert_eq!(lines[2], ["10.0.0.5:8080", "active", "remote"]);
-        assert_eq!(lines[3], ["no", "new", "flows", "10.0.0.6:8080", "terminating", "remote"]);
+        assert_eq!(
+            lines[3],
+            [
+                "no",
+                "new",
+                "flows",
+                "10.0.0.6:8080",
+                "terminating",
+                "remote"
+            ]
+        );
         assert_eq!(lines.len(), 4);
     }
 

@@ -76,7 +76,11 @@ pub(super) fn status(args: &ReadArgs) -> Result<ExitCode, Error> {
         outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
     };
     print(args.output, &view, text);
-    Ok(if view.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if view.healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Our programs on all devices of this network namespace.
@@ -91,7 +95,9 @@ async fn attached() -> Result<Vec<AttachedView>, Error> {
                 side: program.side.name(),
                 method: program.method.name(),
                 program: program.program,
-                tag: program.tag.map_or_else(String::new, |tag| format!("{tag:016x}")),
+                tag: program
+                    .tag
+                    .map_or_else(String::new, |tag| format!("{tag:016x}")),
             });
         }
     }
@@ -119,8 +125,10 @@ fn reasons(
     }
     for device in &daemon.devices {
         for side in SIDES.map(|side| side.name()) {
-            let count =
-                attached.iter().filter(|at| at.device == *device && at.side == side).count();
+            let count = attached
+                .iter()
+                .filter(|at| at.device == *device && at.side == side)
+                .count();
             match count {
                 0 => reasons.push(format!("device {device}: nothing attached at {side}")),
                 1 => {}
@@ -135,10 +143,17 @@ fn reasons(
 fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
     let mut progress = Progress::new("counting entries");
     let contents = maps.contents()?;
-    let blocks: BTreeSet<_> =
-        contents.frontends.iter().map(|(_, f)| (f.first_slot, n_slots(f))).collect();
+    let blocks: BTreeSet<_> = contents
+        .frontends
+        .iter()
+        .map(|(_, f)| (f.first_slot, n_slots(f)))
+        .collect();
     let is_live = |state| state != BackendState::Gone as u8;
-    let n_backends = contents.backends.iter().filter(|b| is_live(b.state)).count();
+    let n_backends = contents
+        .backends
+        .iter()
+        .filter(|b| is_live(b.state))
+        .count();
     let fill = |map, entries: usize, capacity| FillView {
         map,
         entries: u32::try_from(entries).unwrap_or(u32::MAX),
@@ -172,24 +187,38 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
 
 const fn n_slots(frontend: &Frontend) -> u32 {
     let cluster = frontend.cluster_offset + frontend.n_cluster;
-    if frontend.n_local > cluster { frontend.n_local } else { cluster }
+    if frontend.n_local > cluster {
+        frontend.n_local
+    } else {
+        cluster
+    }
 }
 
 fn outcomes(maps: &Maps) -> Result<Vec<OutcomeView>, MapFailure> {
     let outcome = |verdict: Verdict| {
         let packets = maps.outcomes.get(verdict.index())?.iter().sum();
-        Ok(OutcomeView { outcome: verdict.kind(), reason: verdict.name(), packets })
+        Ok(OutcomeView {
+            outcome: verdict.kind(),
+            reason: verdict.name(),
+            packets,
+        })
     };
     Verdict::all().map(outcome).collect()
 }
 
 fn text(view: &View) -> String {
     let now = file::unix_time();
-    let mut sections = vec![table::render(&["BEELINE", &headline(view)], &[], overview(view, now))];
+    let mut sections = vec![table::render(
+        &["BEELINE", &headline(view)],
+        &[],
+        overview(view, now),
+    )];
     if !view.attached.is_empty() {
         let rows = view.attached.iter().map(|at| {
             let program = at.program.to_string();
-            [&at.device, at.side, at.method, &program, &at.tag].map(str::to_owned).to_vec()
+            [&at.device, at.side, at.method, &program, &at.tag]
+                .map(str::to_owned)
+                .to_vec()
         });
         let header = ["DEVICE", "SIDE", "BY", "PROGRAM", "TAG"];
         sections.push(table::render(&header, &[3], rows.collect()));
@@ -210,15 +239,20 @@ fn text(view: &View) -> String {
     let seen = view.outcomes.iter().filter(|outcome| outcome.packets > 0);
     let rows: Vec<_> = seen
         .map(|seen| {
-            vec![seen.outcome.to_owned(), seen.reason.to_owned(), seen.packets.to_string()]
+            vec![
+                seen.outcome.to_owned(),
+                seen.reason.to_owned(),
+                seen.packets.to_string(),
+            ]
         })
         .collect();
     if !rows.is_empty() {
         sections.push(table::render(&["PACKETS", "WHY", "N"], &[2], rows));
     }
     let problems = view.daemon.iter().flat_map(|daemon| &daemon.problems);
-    let rows: Vec<_> =
-        problems.map(|problem| vec![problem.subject.clone(), problem.message.clone()]).collect();
+    let rows: Vec<_> = problems
+        .map(|problem| vec![problem.subject.clone(), problem.message.clone()])
+        .collect();
     if !rows.is_empty() {
         sections.push(table::render(&["PROBLEM", ""], &[], rows));
     }
@@ -226,7 +260,10 @@ fn text(view: &View) -> String {
 }
 
 fn headline(view: &View) -> String {
-    let n_problems = view.daemon.as_ref().map_or(0, |daemon| daemon.problems.len());
+    let n_problems = view
+        .daemon
+        .as_ref()
+        .map_or(0, |daemon| daemon.problems.len());
     match (view.healthy, n_problems) {
         (true, 0) => "healthy".to_owned(),
         (true, 1) => "healthy, with a problem".to_owned(),
@@ -238,8 +275,14 @@ fn headline(view: &View) -> String {
 fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     let ago = |at: u64| table::duration(Duration::from_secs(now.saturating_sub(at)));
     let row = |name: &str, text: String| vec![name.to_owned(), text];
-    let mut rows: Vec<_> = view.reasons.iter().map(|reason| row("", reason.clone())).collect();
-    let Some(daemon) = &view.daemon else { return rows };
+    let mut rows: Vec<_> = view
+        .reasons
+        .iter()
+        .map(|reason| row("", reason.clone()))
+        .collect();
+    let Some(daemon) = &view.daemon else {
+        return rows;
+    };
     if view.running {
         let text = format!(
             "version {}, process {}, for {}",
@@ -263,7 +306,10 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
         rows.push(row("last sync", text));
     }
     let method = daemon.method.name();
-    rows.push(row("devices", format!("{} lead to pods, by {method}", daemon.devices.len())));
+    rows.push(row(
+        "devices",
+        format!("{} lead to pods, by {method}", daemon.devices.len()),
+    ));
     rows
 }
 
@@ -293,47 +339,91 @@ mod tests {
 
     fn at(side: &'static str) -> AttachedView {
         let (device, tag) = ("veth1".to_owned(), "00".to_owned());
-        AttachedView { device, side, method: "TCX", program: 1, tag }
+        AttachedView {
+            device,
+            side,
+            method: "TCX",
+            program: 1,
+            tag,
+        }
     }
 
     #[test]
     fn all_is_well_if_the_daemon_runs_and_every_device_has_both_programs() {
         let both = [at("ingress"), at("egress")];
-        assert_eq!(reasons(true, Some(&daemon()), true, &both), Vec::<String>::new());
+        assert_eq!(
+            reasons(true, Some(&daemon()), true, &both),
+            Vec::<String>::new()
+        );
         let cases = [
             (reasons(false, Some(&daemon()), true, &both), "no daemon"),
             (reasons(true, Some(&daemon()), false, &both), "no maps"),
-            (reasons(true, Some(&daemon()), true, &both[..1]), "nothing attached at egress"),
             (
-                reasons(true, Some(&daemon()), true, &[at("ingress"), at("egress"), at("egress")]),
+                reasons(true, Some(&daemon()), true, &both[..1]),
+                "nothing attached at egress",
+            ),
+            (
+                reasons(
+                    true,
+                    Some(&daemon()),
+                    true,
+                    &[at("ingress"), at("egress"), at("egress")],
+                ),
                 "attached 2 times at egress",
             ),
             (
-                reasons(true, Some(&Status { synced: false, ..daemon() }), true, &both),
+                reasons(
+                    true,
+                    Some(&Status {
+                        synced: false,
+                        ..daemon()
+                    }),
+                    true,
+                    &both,
+                ),
                 "not complete",
             ),
         ];
         for (reasons, expected) in cases {
-            assert!(reasons.len() == 1 && reasons[0].contains(expected), "{reasons:?}");
+            assert!(
+                reasons.len() == 1 && reasons[0].contains(expected),
+                "{reasons:?}"
+            );
         }
     }
 
     #[test]
     fn a_service_in_trouble_is_shown_and_does_no_harm() {
-        let problem =
-            Problem { subject: "Service shop/web".to_owned(), message: "no room".to_owned() };
+        let problem = Problem {
+            subject: "Service shop/web".to_owned(),
+            message: "no room".to_owned(),
+        };
         let view = View {
             healthy: true,
             reasons: Vec::new(),
             running: true,
-            daemon: Some(Status { problems: vec![problem], ..daemon() }),
+            daemon: Some(Status {
+                problems: vec![problem],
+                ..daemon()
+            }),
             attached: Vec::new(),
-            maps: vec![FillView { map: "FLOWS", entries: 1, capacity: 8 }],
-            outcomes: vec![OutcomeView { outcome: "drop", reason: "write", packets: 0 }],
+            maps: vec![FillView {
+                map: "FLOWS",
+                entries: 1,
+                capacity: 8,
+            }],
+            outcomes: vec![OutcomeView {
+                outcome: "drop",
+                reason: "write",
+                packets: 0,
+            }],
         };
         let text = text(&view);
         assert!(text.contains("healthy, with a problem"), "{text}");
-        assert!(text.contains("Service shop/web") && text.contains("no room"), "{text}");
+        assert!(
+            text.contains("Service shop/web") && text.contains("no room"),
+            "{text}"
+        );
         assert!(text.contains("12.5 %") && !text.contains("drop"), "{text}");
     }
 }

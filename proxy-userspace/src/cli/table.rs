@@ -9,9 +9,9 @@ pub(super) fn render(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -
     let mut table = Table::new();
     let _table = table.load_style(presets::NOTHING).set_header(header);
     for (index, column) in table.column_iter_mut().enumerate() {
-        let _column = column.set_padding((0, 2));
+        column.set_padding((0, 2));
         if right.contains(&index) {
-            let _column = column.set_cell_alignment(CellAlignment::Right);
+            column.set_cell_alignment(CellAlignment::Right);
         }
     }
     for row in rows {
@@ -30,7 +30,11 @@ pub(super) fn duration(time: Duration) -> String {
         s if s < 172_800.0 => (s / 3600.0, "h"),
         s => (s / 86_400.0, "d"),
     };
-    if value < 10.0 && unit != "ms" { format!("{value:.1}{unit}") } else { format!("{value:.0}{unit}") }
+    if value < 10.0 && unit != "ms" {
+        format!("{value:.1}{unit}")
+    } else {
+        format!("{value:.0}{unit}")
+    }
 }
 
 /// A number of bytes in binary units: `1.5 MiB`.
@@ -42,7 +46,11 @@ pub(super) fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 #[cfg(test)]

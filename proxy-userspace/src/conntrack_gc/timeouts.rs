@@ -69,7 +69,9 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { seconds: FlowState::ALL.map(|state| default(state).1) }
+        Self {
+            seconds: FlowState::ALL.map(|state| default(state).1),
+        }
     }
 }
 
@@ -106,8 +108,9 @@ impl Timeouts {
     }
 
     fn set(&mut self, option: &str) -> Result<(), TimeoutsError> {
-        let (state, time) =
-            option.split_once('=').ok_or_else(|| TimeoutsError::Form(option.to_owned()))?;
+        let (state, time) = option
+            .split_once('=')
+            .ok_or_else(|| TimeoutsError::Form(option.to_owned()))?;
         let (state, time) = (state.trim().to_owned(), time.trim().to_owned());
         let Some(index) = names().position(|name| name == state) else {
             return Err(TimeoutsError::State { state });
@@ -134,7 +137,12 @@ fn parse_seconds(time: &str) -> Option<u64> {
         _ => return None,
     };
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| digits.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(unit))
+    is_number.then(|| {
+        digits
+            .parse::<u64>()
+            .unwrap_or(u64::MAX)
+            .saturating_mul(unit)
+    })
 }
 
 #[cfg(test)]
@@ -142,7 +150,12 @@ mod tests {
     use super::*;
 
     fn with(options: &[&str]) -> Result<Timeouts, TimeoutsError> {
-        Timeouts::with(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+        Timeouts::with(
+            &options
+                .iter()
+                .map(|&option| option.to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -155,7 +168,12 @@ mod tests {
 
     #[test]
     fn units_are_seconds_minutes_hours_and_days() {
-        let cases = [("7", Some(7)), ("7s", Some(7)), ("2m", Some(120)), ("1h", Some(3600))];
+        let cases = [
+            ("7", Some(7)),
+            ("7s", Some(7)),
+            ("2m", Some(120)),
+            ("1h", Some(3600)),
+        ];
         for (text, expected) in cases {
             assert_eq!(parse_seconds(text), expected, "{text}");
         }
@@ -182,6 +200,9 @@ mod tests {
 
     #[test]
     fn every_state_has_its_own_name() {
-        assert_eq!(names().collect::<std::collections::BTreeSet<_>>().len(), FlowState::ALL.len());
+        assert_eq!(
+            names().collect::<std::collections::BTreeSet<_>>().len(),
+            FlowState::ALL.len()
+        );
     }
 }

@@ -65,12 +65,25 @@ pub fn connect() -> Result<Handle, MonitorError> {
 /// If the kernel does not answer.
 pub async fn read(handle: &Handle) -> Result<Everything, MonitorError> {
     let failed = |what| {
-        move |source| MonitorError::Read { what, source: Box::new(source) }
+        move |source| MonitorError::Read {
+            what,
+            source: Box::new(source),
+        }
     };
-    let links: Vec<_> =
-        handle.link().get().execute().try_collect().await.map_err(failed("links"))?;
-    let addresses: Vec<_> =
-        handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("links"))?;
+    let addresses: Vec<_> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(failed("addresses"))?;
     let mut uplinks = BTreeSet::new();
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
@@ -141,13 +154,18 @@ impl Watch {
         if matches!(payload, NetlinkPayload::Overrun(_)) {
             return Vec::from_iter(self.everything().await);
         }
-        let NetlinkPayload::InnerMessage(message) = payload else { return Vec::new() };
+        let NetlinkPayload::InnerMessage(message) = payload else {
+            return Vec::new();
+        };
         if let Message::NewLink(message) = &message {
             return Vec::from_iter(link(message).map(Event::Link));
         }
         if let Message::DelLink(message) = &message {
             let gone = Event::LinkGone(message.header.index);
-            return [gone].into_iter().chain(self.peer_left_behind(message).await).collect();
+            return [gone]
+                .into_iter()
+                .chain(self.peer_left_behind(message).await)
+                .collect();
         }
         if let Message::NewAddress(message) = &message {
             return Vec::from_iter(address(message).map(|(index, ip)| Event::Address(index, ip)));
@@ -167,11 +185,19 @@ impl Watch {
     /// A link that moves to another network namespace may leave its peer here, whose role changes
     /// by that without any message of its own as long as it is down.
     async fn peer_left_behind(&self, gone: &LinkMessage) -> Option<Event> {
-        let has_moved =
-            gone.attributes.iter().any(|attr| matches!(attr, LinkAttribute::NewNetnsId(_)));
-        let peer = gone.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Link(peer) if has_moved => Some(*peer),
-            _ => None,
+        let has_moved = gone
+            .attributes
+            .iter()
+            .any(|attr| matches!(attr, LinkAttribute::NewNetnsId(_)));
+        if !has_moved {
+            return None;
+        }
+        let peer = gone.attributes.iter().find_map(|attribute| {
+            if let LinkAttribute::Link(peer) = attribute {
+                Some(*peer)
+            } else {
+                None
+            }
         })?;
         let mut answers = self.handle.link().get().match_index(peer).execute();
         let answer = answers.try_next().await.ok()??;
@@ -191,13 +217,19 @@ impl Watch {
 
 /// The facts of a link that matter.
 fn link(message: &LinkMessage) -> Option<Link> {
-    let name = message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
+    let name = message.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute {
+            Some(name)
+        } else {
+            None
+        }
     })?;
-    let kinds = message.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
+    let kinds = message.attributes.iter().filter_map(|attribute| {
+        if let LinkAttribute::LinkInfo(infos) = attribute {
+            Some(infos)
+        } else {
+            None
+        }
     });
     let is_pair = kinds
         .flatten()
@@ -206,7 +238,12 @@ fn link(message: &LinkMessage) -> Option<Link> {
         .attributes
         .iter()
         .any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
-    Some(Link::new(message.header.index, name, is_pair, is_peer_elsewhere))
+    Some(Link::new(
+        message.header.index,
+        name,
+        is_pair,
+        is_peer_elsewhere,
+    ))
 }
 
 /// A global address and the link that has it.
@@ -215,13 +252,19 @@ fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
         return None;
     }
     // On a point-to-point link `Address` is the peer's.
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
+    let local = message.attributes.iter().find_map(|attribute| {
+        if let AddressAttribute::Local(ip) = attribute {
+            Some(*ip)
+        } else {
+            None
+        }
     });
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
+    let address = message.attributes.iter().find_map(|attribute| {
+        if let AddressAttribute::Address(ip) = attribute {
+            Some(*ip)
+        } else {
+            None
+        }
     });
     Some((message.header.index, local.or(address)?))
 }
@@ -231,8 +274,11 @@ fn uplink(route: &RouteMessage) -> Option<u32> {
     if route.header.destination_prefix_length != 0 {
         return None;
     }
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
+    route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Oif(index) = attribute {
+            Some(*index)
+        } else {
+            None
+        }
     })
 }

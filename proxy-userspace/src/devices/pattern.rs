@@ -61,8 +61,10 @@ fn pattern(text: &str) -> Result<Pattern, PatternError> {
     if text.is_empty() {
         return Err(PatternError::Empty);
     }
-    Pattern::new(text)
-        .map_err(|error| PatternError::Glob { pattern: text.to_owned(), message: error.msg })
+    Pattern::new(text).map_err(|error| PatternError::Glob {
+        pattern: text.to_owned(),
+        message: error.msg,
+    })
 }
 
 #[cfg(test)]

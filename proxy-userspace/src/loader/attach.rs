@@ -42,7 +42,11 @@ pub enum Method {
 impl Method {
     /// The best that the kernel offers.
     pub const fn best(features: Features) -> Self {
-        if features.tcx { Self::Tcx } else { Self::Clsact }
+        if features.tcx {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
     }
 
     /// A word for tables.
@@ -132,13 +136,13 @@ pub struct Attacher {
 
 impl Attacher {
     /// Attaches `programs` by `method`.
-    pub fn new(
-        method: Method,
-        pins: Pins,
-        netlink: rtnetlink::Handle,
-        programs: Programs,
-    ) -> Self {
-        Self { method, pins, netlink, programs }
+    pub fn new(method: Method, pins: Pins, netlink: rtnetlink::Handle, programs: Programs) -> Self {
+        Self {
+            method,
+            pins,
+            netlink,
+            programs,
+        }
     }
 
     /// How programs are attached.
@@ -152,8 +156,15 @@ impl Attacher {
     /// If the kernel refuses; one side may be attached then.
     pub async fn attach(&mut self, device: &Device) -> Result<[Change; 2], AttachError> {
         let [ingress, egress] = &mut self.programs.all;
-        let site = Site { device, pins: &self.pins, netlink: &self.netlink };
-        Ok([site.attach(self.method, ingress).await?, site.attach(self.method, egress).await?])
+        let site = Site {
+            device,
+            pins: &self.pins,
+            netlink: &self.netlink,
+        };
+        Ok([
+            site.attach(self.method, ingress).await?,
+            site.attach(self.method, egress).await?,
+        ])
     }
 
     /// Takes the programs off `device`, however they were attached; says whether any was there.
@@ -170,8 +181,10 @@ impl Attacher {
     /// If the folder of the links cannot be read.
     pub fn pinned(&self) -> Result<BTreeSet<u32>, AttachError> {
         let links = self.pins.pinned_links();
-        let links =
-            links.map_err(|source| AttachError::Pins { path: self.pins.links(), source })?;
+        let links = links.map_err(|source| AttachError::Pins {
+            path: self.pins.links(),
+            source,
+        })?;
         Ok(links.into_iter().map(|(index, _)| index).collect())
     }
 
@@ -205,7 +218,11 @@ pub async fn detach(
     netlink: &rtnetlink::Handle,
     device: &Device,
 ) -> Result<bool, AttachError> {
-    let site = Site { device, pins, netlink };
+    let site = Site {
+        device,
+        pins,
+        netlink,
+    };
     let mut was_there = forget(pins, device.index)?;
     for side in SIDES {
         was_there |= site.remove_filters(side).await?;
@@ -224,7 +241,9 @@ pub async fn attached(
     let mut all = Vec::new();
     for side in SIDES {
         let links = tcx_programs(device, side).unwrap_or_default();
-        let ours = links.iter().filter(|info| info.name_as_str().is_some_and(programs::is_ours));
+        let ours = links
+            .iter()
+            .filter(|info| info.name_as_str().is_some_and(programs::is_ours));
         all.extend(ours.map(|info| Attached {
             side,
             method: Method::Tcx,
@@ -232,7 +251,9 @@ pub async fn attached(
             tag: Some(info.tag()),
         }));
         let filters = clsact::filters(netlink, device.index, side);
-        let filters = filters.await.map_err(|source| clsact_error(device, side, source))?;
+        let filters = filters
+            .await
+            .map_err(|source| clsact_error(device, side, source))?;
         all.extend(filters.into_iter().map(|filter| Attached {
             side,
             method: Method::Clsact,
@@ -258,7 +279,8 @@ impl Site<'_> {
         match method {
             Method::Tcx => {
                 let _was_there = self.remove_filters(side).await?;
-                self.link(program).map_err(|error| tcx_error(self.device, side, error))
+                self.link(program)
+                    .map_err(|error| tcx_error(self.device, side, error))
             }
             Method::Clsact => {
                 let _was_there = unpin(self.pins.link(self.device.index, side))?;
@@ -277,7 +299,9 @@ impl Site<'_> {
 
     fn link(&self, program: &mut Program) -> Result<Change, TcxError> {
         let path = self.pins.link(self.device.index, program.side);
-        let Some(link) = pinned_link(&path)? else { return self.create_link(program) };
+        let Some(link) = pinned_link(&path)? else {
+            return self.create_link(program);
+        };
         let attached = link.info()?.program_id();
         let present = tcx_programs(self.device, program.side)?;
         if !present.iter().any(|info| info.id() == attached) {
@@ -289,7 +313,7 @@ impl Site<'_> {
         if attached == program.id {
             return Ok(Change::Unchanged);
         }
-        let link = SchedClassifierLink::try_from(FdLink::from(link))?;
+        let link = SchedClassifierLink::try_from(link)?;
         let id = program.classifier.attach_to_link(link)?;
         // The link stays by its pin; dropped here, it would be if the program still owned it.
         drop(program.classifier.take_link(id)?);
@@ -329,11 +353,19 @@ enum TcxError {
 }
 
 fn tcx_error(device: &Device, side: Side, error: TcxError) -> AttachError {
-    AttachError::Tcx { device: device.name.clone(), side, source: Box::new(error) }
+    AttachError::Tcx {
+        device: device.name.clone(),
+        side,
+        source: Box::new(error),
+    }
 }
 
 fn clsact_error(device: &Device, side: Side, source: FilterError) -> AttachError {
-    AttachError::Clsact { device: device.name.clone(), side, source }
+    AttachError::Clsact {
+        device: device.name.clone(),
+        side,
+        source,
+    }
 }
 
 fn pinned_link(path: &std::path::Path) -> Result<Option<FdLink>, LinkError> {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType};
-use aya::sys::{BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported};
+use aya::sys::{
+    BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported,
+};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -82,7 +84,10 @@ pub fn check(bpffs: &Path) -> Result<Features, CheckError> {
     is_bpffs(bpffs)?;
     raise_memlock();
     required_features()?;
-    Ok(Features { tcx: has_tcx()?, coarse_clock: has_coarse_clock()? })
+    Ok(Features {
+        tcx: has_tcx()?,
+        coarse_clock: has_coarse_clock()?,
+    })
 }
 
 /// Checks that this process may load programs and attach them to devices.
@@ -91,8 +96,10 @@ pub fn check(bpffs: &Path) -> Result<Features, CheckError> {
 /// [`CheckError::Privilege`] naming what is missing.
 pub fn privileges() -> Result<(), CheckError> {
     let path = Path::new("/proc/thread-self/status");
-    let status = std::fs::read_to_string(path)
-        .map_err(|source| CheckError::Io { path: path.to_owned(), source })?;
+    let status = std::fs::read_to_string(path).map_err(|source| CheckError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     match missing_capabilities(effective_capabilities(&status).unwrap_or(0)) {
         Some(missing) => Err(CheckError::Privilege { missing }),
         None => Ok(()),
@@ -100,7 +107,9 @@ pub fn privileges() -> Result<(), CheckError> {
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
@@ -122,9 +131,16 @@ fn missing_capabilities(effective: u64) -> Option<&'static str> {
 pub fn is_bpffs(path: &Path) -> Result<(), CheckError> {
     match statfs(path) {
         Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Ok(()),
-        Ok(_) => Err(CheckError::NotBpffs { path: path.to_owned() }),
-        Err(Errno::ENOENT) => Err(CheckError::NoFolder { path: path.to_owned() }),
-        Err(error) => Err(CheckError::Io { path: path.to_owned(), source: error.into() }),
+        Ok(_) => Err(CheckError::NotBpffs {
+            path: path.to_owned(),
+        }),
+        Err(Errno::ENOENT) => Err(CheckError::NoFolder {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(CheckError::Io {
+            path: path.to_owned(),
+            source: error.into(),
+        }),
     }
 }
 
@@ -146,7 +162,10 @@ fn required_features() -> Result<(), CheckError> {
         (MapType::Hash, "hash maps (BPF_MAP_TYPE_HASH)"),
         (MapType::LruHash, "LRU hash maps (BPF_MAP_TYPE_LRU_HASH)"),
         (MapType::Array, "array maps (BPF_MAP_TYPE_ARRAY)"),
-        (MapType::PerCpuArray, "per-CPU arrays (BPF_MAP_TYPE_PERCPU_ARRAY)"),
+        (
+            MapType::PerCpuArray,
+            "per-CPU arrays (BPF_MAP_TYPE_PERCPU_ARRAY)",
+        ),
     ];
     for (map, what) in maps {
         require(what, "CONFIG_BPF_SYSCALL", is_map_supported(map))?;
@@ -162,13 +181,22 @@ fn require<E: std::error::Error + Send + Sync + 'static>(
     match answer {
         Ok(true) => Ok(()),
         Ok(false) => Err(CheckError::Kernel { what, option }),
-        Err(error) => Err(CheckError::Probe { what, source: Box::new(error) }),
+        Err(error) => Err(CheckError::Probe {
+            what,
+            source: Box::new(error),
+        }),
     }
 }
 
 fn has_coarse_clock() -> Result<bool, CheckError> {
-    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)
-        .map_err(|error| CheckError::Probe { what: "a coarse clock", source: Box::new(error) })
+    is_helper_supported(
+        ProgramType::SchedClassifier,
+        BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
+    )
+    .map_err(|error| CheckError::Probe {
+        what: "a coarse clock",
+        source: Box::new(error),
+    })
 }
 
 /// Asks for the programs at the loopback device: kernels without TCX do not know the question.
@@ -180,7 +208,10 @@ fn has_tcx() -> Result<bool, CheckError> {
         {
             Ok(false)
         }
-        Err(error) => Err(CheckError::Probe { what: "TCX", source: Box::new(error) }),
+        Err(error) => Err(CheckError::Probe {
+            what: "TCX",
+            source: Box::new(error),
+        }),
     }
 }
 
@@ -209,6 +240,9 @@ mod tests {
     fn an_ordinary_folder_is_no_bpffs() {
         let error = is_bpffs(Path::new("/proc")).unwrap_err().to_string();
         assert!(error.contains("mount -t bpf bpf /proc"), "{error}");
-        assert!(matches!(is_bpffs(Path::new("/nowhere")), Err(CheckError::NoFolder { .. })));
+        assert!(matches!(
+            is_bpffs(Path::new("/nowhere")),
+            Err(CheckError::NoFolder { .. })
+        ));
     }
 }

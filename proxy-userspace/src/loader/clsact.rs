@@ -89,7 +89,11 @@ pub(super) async fn attach(
     message.attributes = attributes(program)?;
     let new = RouteNetlinkMessage::NewTrafficFilter(message);
     let _answers = request(netlink, "adding the filter", new, NLM_F_ACK | NLM_F_CREATE).await?;
-    Ok(if present.is_empty() { Change::Created } else { Change::Replaced })
+    Ok(if present.is_empty() {
+        Change::Created
+    } else {
+        Change::Replaced
+    })
 }
 
 /// Removes our filters from one side of the device; says whether there were any.
@@ -115,7 +119,10 @@ pub(super) async fn filters(
     message.header.parent = parent(side);
     let get = RouteNetlinkMessage::GetTrafficFilter(message);
     match request(netlink, "reading the filters", get, NLM_F_DUMP).await {
-        Ok(answers) => Ok(answers.iter().filter_map(|answer| ours(answer, index)).collect()),
+        Ok(answers) => Ok(answers
+            .iter()
+            .filter_map(|answer| ours(answer, index))
+            .collect()),
         Err(error) if matches!(error.code(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -123,30 +130,44 @@ pub(super) async fn filters(
 
 /// The answer as one of our filters.
 fn ours(answer: &RouteNetlinkMessage, index: u32) -> Option<Filter> {
-    let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return None };
+    let RouteNetlinkMessage::NewTrafficFilter(message) = answer else {
+        return None;
+    };
     if message.header.index != index.cast_signed() {
         return None;
     }
-    let options = message.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
-        _ => None,
+    let options = message.attributes.iter().find_map(|attribute| {
+        if let TcAttribute::Options(options) = attribute {
+            Some(options)
+        } else {
+            None
+        }
     })?;
     let options = || {
-        options.iter().filter_map(|option| match option {
-            TcOption::Bpf(option) => Some(option),
-            _ => None,
+        options.iter().filter_map(|option| {
+            if let TcOption::Bpf(option) = option {
+                Some(option)
+            } else {
+                None
+            }
         })
     };
     let is_ours = options().any(
         |option| matches!(option, TcFilterBpfOption::ProgName(name) if programs::is_ours(name)),
     );
-    let program = options().find_map(|option| match option {
-        TcFilterBpfOption::ProgId(id) => Some(*id),
-        _ => None,
+    let program = options().find_map(|option| {
+        if let TcFilterBpfOption::ProgId(id) = option {
+            Some(*id)
+        } else {
+            None
+        }
     });
-    let tag = options().find_map(|option| match option {
-        TcFilterBpfOption::ProgTag(tag) => Some(u64::from_be_bytes(*tag)),
-        _ => None,
+    let tag = options().find_map(|option| {
+        if let TcFilterBpfOption::ProgTag(tag) = option {
+            Some(u64::from_be_bytes(*tag))
+        } else {
+            None
+        }
     });
     is_ours.then_some(Filter {
         handle: message.header.handle,
@@ -159,9 +180,14 @@ fn ours(answer: &RouteNetlinkMessage, index: u32) -> Option<Filter> {
 /// Adds the qdisc, unless the device has it.
 async fn add_qdisc(netlink: &Handle, index: u32) -> Result<(), FilterError> {
     let mut message = TcMessage::with_index(index.cast_signed());
-    message.header.handle = TcHandle { major: 0xffff, minor: 0 };
+    message.header.handle = TcHandle {
+        major: 0xffff,
+        minor: 0,
+    };
     message.header.parent = TcHandle::CLSACT;
-    message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    message
+        .attributes
+        .push(TcAttribute::Kind("clsact".to_owned()));
     let new = RouteNetlinkMessage::NewQueueDiscipline(message);
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     match request(netlink, "adding the qdisc clsact", new, flags).await {
@@ -175,7 +201,10 @@ fn message(index: u32, side: Side) -> TcMessage {
     message.header.parent = parent(side);
     message.header.handle = TcHandle::from(HANDLE);
     let protocol = ETH_P_ALL.to_be();
-    message.header.info = u32::from(TcHandle { major: priority(side), minor: protocol });
+    message.header.info = u32::from(TcHandle {
+        major: priority(side),
+        minor: protocol,
+    });
     message
 }
 
@@ -187,7 +216,10 @@ fn attributes(program: &Program) -> Result<Vec<TcAttribute>, FilterError> {
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
     let options = options.into_iter().map(TcOption::Bpf).collect();
-    Ok(vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned()), TcAttribute::Options(options)])
+    Ok(vec![
+        TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
+        TcAttribute::Options(options),
+    ])
 }
 
 const fn parent(side: Side) -> TcHandle {
@@ -195,7 +227,10 @@ const fn parent(side: Side) -> TcHandle {
         Side::Ingress => TcHandle::MIN_INGRESS,
         Side::Egress => TcHandle::MIN_EGRESS,
     };
-    TcHandle { major: 0xffff, minor }
+    TcHandle {
+        major: 0xffff,
+        minor,
+    }
 }
 
 async fn request(
@@ -207,16 +242,19 @@ async fn request(
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | flags;
     let mut netlink = netlink.clone();
-    let mut answers =
-        netlink.request(request).map_err(|_| FilterError::NoConnection { action })?;
+    let mut answers = netlink
+        .request(request)
+        .map_err(|_| FilterError::NoConnection { action })?;
     let mut messages = Vec::new();
     while let Some(answer) = answers.next().await {
-        match answer.payload {
-            NetlinkPayload::InnerMessage(message) => messages.push(message),
-            NetlinkPayload::Error(error) if error.code.is_some() => {
-                return Err(FilterError::Refused { action, source: error.to_io() });
-            }
-            _ => {}
+        if let NetlinkPayload::Error(error) = &answer.payload
+            && error.code.is_some()
+        {
+            let source = error.to_io();
+            return Err(FilterError::Refused { action, source });
+        }
+        if let NetlinkPayload::InnerMessage(message) = answer.payload {
+            messages.push(message);
         }
     }
     Ok(messages)

@@ -33,9 +33,10 @@ impl Growth {
     }
 
     fn replace(&mut self, pins: &Pins, name: &'static str, size: u32) -> Result<(), LoadError> {
+        tracing::info!("map {name}: growing to {size} entries");
         let mut copy = copier(pins, name)?;
         let n_entries = copy()?;
-        tracing::info!("map {name}: grown to {size} entries, {n_entries} carried over");
+        tracing::info!("map {name}: grown, {n_entries} entries carried over");
         let (new, old) = (pins.grown_map(name), pins.map(name));
         std::fs::rename(&new, &old).map_err(io_error("rename", &new))?;
         self.again.push((name, copy));
@@ -93,9 +94,15 @@ fn list<V: Pod + Send>(pins: &Pins, name: &'static str) -> Result<Again, MapFail
         if std::mem::replace(&mut is_done, true) {
             return Ok(0);
         }
+        let mut n_used = 0;
         for index in 0..old.size() {
-            new.set(index, &old.get(index)?)?;
+            let value = old.get(index)?;
+            // The new one begins with zeroes.
+            if bytemuck::bytes_of(&value).iter().any(|byte| *byte != 0) {
+                new.set(index, &value)?;
+                n_used += 1;
+            }
         }
-        Ok(u64::from(old.size()))
+        Ok(n_used)
     }))
 }

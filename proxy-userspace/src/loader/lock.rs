@@ -40,7 +40,10 @@ impl Lock {
     /// # Errors
     /// [`LockError::Held`] if another process has it.
     pub fn take(path: &Path) -> Result<Self, LockError> {
-        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        let failed = |source| LockError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(failed)?;
         for _ in 0..ATTEMPTS {
             match file.try_lock() {
@@ -49,7 +52,9 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
         }
-        Err(LockError::Held { path: path.to_owned() })
+        Err(LockError::Held {
+            path: path.to_owned(),
+        })
     }
 
     /// Whether another process has locked `path`; one that does not exist is free.
@@ -57,7 +62,10 @@ impl Lock {
     /// # Errors
     /// If the file is there but cannot be opened.
     pub fn is_held(path: &Path) -> Result<bool, LockError> {
-        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        let failed = |source| LockError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -22,7 +22,9 @@ pub struct Pins {
 impl Pins {
     /// The pins on the bpffs that is mounted at `bpffs`.
     pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join("beeline") }
+        Self {
+            root: bpffs.join("beeline"),
+        }
     }
 
     /// The folder of everything that is ours.
@@ -87,7 +89,9 @@ impl Pins {
     pub fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         let ours = format!("v{LAYOUT_VERSION}");
         let names = file_names(&self.root)?;
-        let others = names.iter().filter(|name| is_layout(name) && **name != ours);
+        let others = names
+            .iter()
+            .filter(|name| is_layout(name) && **name != ours);
         Ok(others.map(|name| self.root.join(name)).collect())
     }
 }
@@ -111,12 +115,15 @@ pub fn file_names(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 fn is_layout(name: &str) -> bool {
-    name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
+    name.strip_prefix('v')
+        .is_some_and(|version| version.parse::<u32>().is_ok())
 }
 
 fn parse_link(name: &str) -> Option<(u32, Side)> {
     let (ifindex, side) = name.split_once('-')?;
-    let side = [Side::Ingress, Side::Egress].into_iter().find(|known| known.name() == side)?;
+    let side = [Side::Ingress, Side::Egress]
+        .into_iter()
+        .find(|known| known.name() == side)?;
     Some((ifindex.parse().ok()?, side))
 }
 
@@ -129,15 +136,24 @@ mod tests {
         let pins = Pins::new(Path::new("/sys/fs/bpf"));
         let layout = format!("/sys/fs/bpf/beeline/v{LAYOUT_VERSION}");
         assert_eq!(pins.map("FLOWS"), Path::new(&layout).join("maps/FLOWS"));
-        assert_eq!(pins.link(7, Side::Egress), Path::new("/sys/fs/bpf/beeline/links/7-egress"));
-        assert_eq!(pins.programs_of(255), Path::new(&layout).join("programs/00000000000000ff"));
+        assert_eq!(
+            pins.link(7, Side::Egress),
+            Path::new("/sys/fs/bpf/beeline/links/7-egress")
+        );
+        assert_eq!(
+            pins.programs_of(255),
+            Path::new(&layout).join("programs/00000000000000ff")
+        );
     }
 
     #[test]
     fn link_names_are_read_back() {
         for (index, side) in [(1, Side::Ingress), (u32::MAX, Side::Egress)] {
             let path = Pins::new(Path::new("/x")).link(index, side);
-            assert_eq!(parse_link(path.file_name().unwrap().to_str().unwrap()), Some((index, side)));
+            assert_eq!(
+                parse_link(path.file_name().unwrap().to_str().unwrap()),
+                Some((index, side))
+            );
         }
         for wrong in ["", "7", "7-", "x-ingress", "7-sideways"] {
             assert_eq!(parse_link(wrong), None, "{wrong}");
@@ -147,7 +163,11 @@ mod tests {
     #[test]
     fn no_name_has_a_dot() {
         let pins = Pins::new(Path::new("/b"));
-        for path in [pins.grown_map("FLOWS"), pins.link(1, Side::Ingress), pins.programs_of(1)] {
+        for path in [
+            pins.grown_map("FLOWS"),
+            pins.link(1, Side::Ingress),
+            pins.programs_of(1),
+        ] {
             assert!(!path.to_str().unwrap().contains('.'));
         }
     }

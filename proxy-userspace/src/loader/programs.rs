@@ -52,7 +52,10 @@ impl Programs {
             Program::new(side, classifier).ok()
         };
         let all = [open(Side::Ingress)?, open(Side::Egress)?];
-        Some(Self { folder: folder.to_owned(), all })
+        Some(Self {
+            folder: folder.to_owned(),
+            all,
+        })
     }
 
     /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`.
@@ -61,7 +64,9 @@ impl Programs {
             load_and_pin(ebpf, name(side), folder)?;
         }
         // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
-        Self::open(folder).ok_or(LoadError::NoProgram { name: "pod_ingress or pod_egress" })
+        Self::open(folder).ok_or(LoadError::NoProgram {
+            name: "pod_ingress or pod_egress",
+        })
     }
 
     /// Where they are pinned.
@@ -84,38 +89,67 @@ impl Programs {
 impl Program {
     fn new(side: Side, classifier: SchedClassifier) -> Result<Self, ProgramError> {
         let info: ProgramInfo = classifier.info()?;
-        Ok(Self { name: name(side), side, id: info.id(), tag: info.tag(), classifier })
+        Ok(Self {
+            name: name(side),
+            side,
+            id: info.id(),
+            tag: info.tag(),
+            classifier,
+        })
     }
 }
 
 fn load_and_pin(ebpf: &mut Ebpf, name: &'static str, folder: &Path) -> Result<(), LoadError> {
     let failed = |action| {
-        move |source| LoadError::Program { name, action, source: Box::new(source) }
+        move |source| LoadError::Program {
+            name,
+            action,
+            source: Box::new(source),
+        }
     };
-    let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or(LoadError::NoProgram { name })?;
     let classifier: &mut SchedClassifier = program.try_into().map_err(failed("opening"))?;
     classifier.load().map_err(|error| refused(name, error))?;
     let path = folder.join(name);
-    classifier.pin(&path).map_err(|error| failed("pinning")(pin_error(error)))
+    classifier
+        .pin(&path)
+        .map_err(|error| failed("pinning")(pin_error(error)))
 }
 
 /// The verifier's log has thousands of lines, of which the last ones say why.
 fn refused(name: &'static str, error: ProgramError) -> LoadError {
-    let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return LoadError::Program { name, action: "verification", source: Box::new(error) };
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return LoadError::Program {
+            name,
+            action: "verification",
+            source: Box::new(error),
+        };
     };
     let log = verifier_log.to_string();
     tracing::debug!("program {name}: {log}");
-    LoadError::Refused { name, reason: reason(&log).to_owned(), source: io_error }
+    LoadError::Refused {
+        name,
+        reason: reason(&log).to_owned(),
+        source: io_error,
+    }
 }
 
 /// The last line of a verifier's log that is no statistics.
 fn reason(log: &str) -> &str {
     const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed"];
-    let is_reason = |line: &&str| {
-        !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start))
-    };
-    log.lines().rev().map(str::trim).find(is_reason).unwrap_or("no reason given")
+    let is_reason =
+        |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    log.lines()
+        .rev()
+        .map(str::trim)
+        .find(is_reason)
+        .unwrap_or("no reason given")
 }
 
 fn pin_error(error: aya::pin::PinError) -> ProgramError {

@@ -48,9 +48,17 @@ const fn per_cpu<V>(name: &'static str, option: Option<&'static str>) -> Spec {
 
 const fn spec<K, V>(name: &'static str, map_type: MapType, option: Option<&'static str>) -> Spec {
     let is_array = matches!(map_type, MapType::Array | MapType::PerCpuArray);
-    let shape =
-        Shape { map_type, key_size: size_of::<K>() as u32, value_size: size_of::<V>() as u32 };
-    Spec { name, shape, option, is_array }
+    let shape = Shape {
+        map_type,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+    };
+    Spec {
+        name,
+        shape,
+        option,
+        is_array,
+    }
 }
 
 /// All maps that are pinned, in the order in which `beeline status` shows them.
@@ -133,7 +141,9 @@ pub fn memory() -> u64 {
 }
 
 fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -210,15 +220,24 @@ pub fn plan(
     default: u32,
     pinned: Option<Pinned>,
 ) -> Result<Plan, PlanError> {
-    let Some(pinned) = pinned else { return Ok(Plan::Create(asked.unwrap_or(default))) };
+    let Some(pinned) = pinned else {
+        return Ok(Plan::Create(asked.unwrap_or(default)));
+    };
     if pinned.shape != spec.shape {
-        return Err(PlanError::Shape { name: spec.name, found: pinned.shape, wanted: spec.shape });
+        return Err(PlanError::Shape {
+            name: spec.name,
+            found: pinned.shape,
+            wanted: spec.shape,
+        });
     }
     match (asked, spec.option) {
         (Some(asked), Some(_)) if asked > pinned.size => Ok(Plan::Grow(asked)),
-        (Some(asked), Some(option)) if asked < pinned.size => {
-            Err(PlanError::Shrink { name: spec.name, found: pinned.size, asked, option })
-        }
+        (Some(asked), Some(option)) if asked < pinned.size => Err(PlanError::Shrink {
+            name: spec.name,
+            found: pinned.size,
+            asked,
+            option,
+        }),
         _ => Ok(Plan::Keep(pinned.size)),
     }
 }
@@ -250,7 +269,10 @@ mod tests {
     #[test]
     fn a_pinned_map_keeps_its_size_unless_more_is_asked_for() {
         let spec = spec_of("FLOWS");
-        let pinned = Some(Pinned { shape: spec.shape, size: 1000 });
+        let pinned = Some(Pinned {
+            shape: spec.shape,
+            size: 1000,
+        });
         assert_eq!(plan(spec, None, 7, None), Ok(Plan::Create(7)));
         assert_eq!(plan(spec, Some(9), 7, None), Ok(Plan::Create(9)));
         assert_eq!(plan(spec, None, 7, pinned), Ok(Plan::Keep(1000)));
@@ -261,15 +283,24 @@ mod tests {
     #[test]
     fn a_map_that_would_shrink_is_refused_with_the_fix() {
         let spec = spec_of("FLOWS");
-        let pinned = Some(Pinned { shape: spec.shape, size: 1000 });
+        let pinned = Some(Pinned {
+            shape: spec.shape,
+            size: 1000,
+        });
         let error = plan(spec, Some(500), 7, pinned).unwrap_err().to_string();
-        assert!(error.contains("--max-flows 1000") && error.contains("beeline cleanup"), "{error}");
+        assert!(
+            error.contains("--max-flows 1000") && error.contains("beeline cleanup"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_map_of_another_shape_is_refused() {
         let spec = spec_of("FLOWS");
-        let shape = Shape { key_size: 1, ..spec.shape };
+        let shape = Shape {
+            key_size: 1,
+            ..spec.shape
+        };
         let error = plan(spec, None, 7, Some(Pinned { shape, size: 7 })).unwrap_err();
         assert!(matches!(error, PlanError::Shape { name: "FLOWS", .. }));
     }
@@ -278,7 +309,10 @@ mod tests {
     fn every_map_has_a_size() {
         for spec in MAPS {
             assert!(default_size(spec.name, 0) > 0);
-            assert_eq!(spec.option.is_some(), default_size(spec.name, 0) > 64 && spec.name != "CRC_SHIFTS");
+            assert_eq!(
+                spec.option.is_some(),
+                default_size(spec.name, 0) > 64 && spec.name != "CRC_SHIFTS"
+            );
         }
     }
 }

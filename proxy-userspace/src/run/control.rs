@@ -109,7 +109,9 @@ impl Control {
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let collect = move || collector.run(&stopped);
-        let thread = std::thread::Builder::new().name("conntrack-gc".to_owned()).spawn(collect);
+        let thread = std::thread::Builder::new()
+            .name("conntrack-gc".to_owned())
+            .spawn(collect);
         drop(thread.context("cannot start the collector of flow records")?);
         self.view = view;
         self._collector = Some(stop);
@@ -154,16 +156,26 @@ impl Control {
         let settings = settings(preferred, &view.addresses, self.flags);
         if self.maps.set_settings(&settings)? {
             let known = [settings.node_v4, settings.node_v6].map(|address| {
-                if address.is_unspecified() { "unknown".to_owned() } else { address.to_string() }
+                if address.is_unspecified() {
+                    "unknown".to_owned()
+                } else {
+                    address.to_string()
+                }
             });
-            tracing::info!("addresses of this node: IPv4 {}, IPv6 {}", known[0], known[1]);
+            tracing::info!(
+                "addresses of this node: IPv4 {}, IPv6 {}",
+                known[0],
+                known[1]
+            );
         }
         let of_source = self.problems.iter().map(|(subject, message)| Problem {
             subject: subject.clone(),
             message: message.clone(),
         });
-        self.status.problems =
-            of_source.chain(self.sync.problems()).chain(view.problems).collect();
+        self.status.problems = of_source
+            .chain(self.sync.problems())
+            .chain(view.problems)
+            .collect();
         self.status.devices = view.edges;
         self.write_status();
         Ok(())
@@ -191,7 +203,9 @@ impl Control {
 
     fn take_problem(&mut self, event: &Event) {
         if let Event::Problem(problem) = event {
-            let old = self.problems.insert(problem.subject.clone(), problem.message.clone());
+            let old = self
+                .problems
+                .insert(problem.subject.clone(), problem.message.clone());
             if old.as_ref() != Some(&problem.message) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
@@ -207,7 +221,10 @@ impl Control {
     fn follow(&mut self) {
         let start = Instant::now();
         let names = self.changed.take(&self.world);
-        let facts = NodeFacts { name: self.node.clone(), zone: self.world.zone().cloned() };
+        let facts = NodeFacts {
+            name: self.node.clone(),
+            zone: self.world.zone().cloned(),
+        };
         let mut report = Report::default();
         let mut shown = start;
         for (index, chunk) in names.chunks(CHUNK).enumerate() {
@@ -266,7 +283,9 @@ impl Control {
 
     fn plan_retry(&mut self, n_pending: usize) {
         self.retry = (n_pending > 0).then(|| {
-            let pause = self.retry.map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
+            let pause = self
+                .retry
+                .map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
             (Instant::now() + pause, pause)
         });
     }
@@ -317,7 +336,10 @@ fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPo
 
 /// Writes add up; what is pending is so after the last.
 const fn sum(earlier: Report, later: Report) -> Report {
-    Report { n_writes: earlier.n_writes + later.n_writes, n_pending: later.n_pending }
+    Report {
+        n_writes: earlier.n_writes + later.n_writes,
+        n_pending: later.n_pending,
+    }
 }
 
 /// The datapath's settings: this node's addresses from the Node object, else from its devices.

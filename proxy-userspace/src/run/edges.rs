@@ -97,7 +97,9 @@ impl Edges {
 
     /// Removes what an earlier start left where it does not belong any more.
     async fn clear_others(&mut self, event: &Event) -> Result<(), EdgesError> {
-        let Event::Everything(everything) = event else { return Ok(()) };
+        let Event::Everything(everything) = event else {
+            return Ok(());
+        };
         let present: Vec<_> = everything.links.iter().map(|link| &link.device).collect();
         for index in self.attacher.pinned()? {
             if !present.iter().any(|device| device.index == index) {
@@ -207,7 +209,11 @@ impl Edges {
         };
         let address = |family| self.devices.node_address(family, &[]);
         let view = View {
-            edges: self.devices.edges().map(|device| device.name.to_string()).collect(),
+            edges: self
+                .devices
+                .edges()
+                .map(|device| device.name.to_string())
+                .collect(),
             problems: self.failed.iter().map(problem).collect(),
             addresses: Family::ALL.into_iter().filter_map(address).collect(),
         };

@@ -11,7 +11,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Passes the programs' log records on to ours.
 pub(super) fn forward(programs: &Programs) {
     let [program, _] = &programs.all;
-    let Ok(mut logger) = EbpfLogger::init_from_id(program.id) else { return };
+    let Ok(mut logger) = EbpfLogger::init_from_id(program.id) else {
+        return;
+    };
     let follow = async move {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {

@@ -27,7 +27,10 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Files(paths) => {
-                let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                let paths: Vec<_> = paths
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
                 write!(f, "manifests in {}", paths.join(", "))
             }
             Self::Kubernetes(None) => f.write_str("the Kubernetes API"),
@@ -49,9 +52,16 @@ impl Source {
         let (sender, events) = mpsc::channel(CAPACITY);
         match origin {
             Origin::Files(paths) => {
-                let source = FileSource { paths: paths.clone(), node };
+                let source = FileSource {
+                    paths: paths.clone(),
+                    node,
+                };
                 let task = tokio::spawn(async { Ok(source.run(sender).await?) });
-                let mut source = Self { events, first: None, task };
+                let mut source = Self {
+                    events,
+                    first: None,
+                    task,
+                };
                 // Files answer at once, or never will.
                 source.first = Some(source.next().await?);
                 Ok(source)
