@@ -1,11 +1,11 @@
 //! From what is desired to what the maps hold, by the fewest writes.
 //!
 //! There is what is desired (of a Service that is not in force yet: nothing else is kept), there
-//! is what the maps hold ([`actual`], an exact copy), and nothing else. Ids and blocks are found
+//! is what the maps hold (`actual`, an exact copy), and nothing else. Ids and blocks are found
 //! in the maps, not remembered, so after a restart an unchanged cluster costs no writes.
 //!
 //! # What a packet sees
-//! A Service goes into force by [`publish`]ing its new version and then withdrawing the old one.
+//! A Service goes into force by publishing its new version and then withdrawing the old one.
 //! Backends and slots are written where no frontend leads yet; then each frontend changes by the
 //! replacement of its one entry. So a packet finds the old set or the new one, whole. In a batch
 //! all Services are published before the first is withdrawn; a cluster IP that goes from one

@@ -24,7 +24,7 @@ impl<'a> Candidate<'a> {
 
     /// May stand in where no endpoint is ready (rules R31, R32, R34).
     pub(super) fn is_fallback(&self) -> bool {
-        !self.endpoint.ready && self.endpoint.serving && self.endpoint.terminating
+        self.endpoint.serving && self.endpoint.terminating
     }
 
     /// Whether it is on this node.

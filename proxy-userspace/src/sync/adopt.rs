@@ -44,6 +44,10 @@ pub(super) fn adopt(contents: Contents, capacity: &Capacity) -> Adopted {
     for (key, value) in frontends {
         adopted.place_frontend(key, value);
     }
+    // Frontends go before the backends that they lead to.
+    adopted
+        .repairs
+        .sort_by_key(|write| matches!(write, Write::Backend { .. }));
     adopted.trim();
     adopted
 }

@@ -97,6 +97,17 @@ impl Maps {
         }
     }
 
+    /// Maps that somebody else has written to.
+    pub(crate) fn holding(capacity: Capacity, contents: Contents) -> Self {
+        Self {
+            services: contents.services.into_iter().collect(),
+            frontends: contents.frontends.into_iter().collect(),
+            slots: contents.slots,
+            backends: contents.backends,
+            ..Self::new(capacity)
+        }
+    }
+
     pub(crate) fn contents(&self) -> Contents {
         Contents {
             services: self.services.clone().into_iter().collect(),
@@ -249,11 +260,11 @@ impl Maps {
     }
 }
 
+/// The slots that a frontend names; its entry may be damaged.
 fn slots_of(frontend: &Frontend) -> std::ops::Range<u32> {
-    let len = frontend
-        .n_local
-        .max(frontend.cluster_offset + frontend.n_cluster);
-    frontend.first_slot..frontend.first_slot + len
+    let cluster_end = frontend.cluster_offset.saturating_add(frontend.n_cluster);
+    let len = frontend.n_local.max(cluster_end).min(1 << 16);
+    frontend.first_slot..frontend.first_slot.saturating_add(len)
 }
 
 impl Target for Maps {

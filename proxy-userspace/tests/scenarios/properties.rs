@@ -138,33 +138,6 @@ fn assert_only(history: &[Maps], allowed: &[&View]) {
     }
 }
 
-fn delete_everything(cluster: &mut Cluster) {
-    let gone: Vec<_> = cluster
-        .names()
-        .into_iter()
-        .map(Event::ServiceGone)
-        .collect();
-    cluster.apply(gone);
-}
-
-/// Nothing was lost on the way: one Service can have all the room there is.
-fn fill(cluster: &mut Cluster) {
-    let addresses: Vec<_> = (0..SNUG.slots)
-        .map(|index| format!("10.1.{}.{}", index / 250, index % 250))
-        .collect();
-    let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
-    let ports: Vec<_> = (1..SNUG.services)
-        .map(|number| format!("p{number}:{number}/TCP"))
-        .collect();
-    let all = service("ns/all", "10.96.9.9")
-        .ports("all:9999/TCP")
-        .ports(&ports.join(" "));
-    let all_slice = slice("ns/all-1", "ns/all", Family::Ipv4, &addresses).ports("all:80/TCP");
-    cluster.apply([all.event(), all_slice.event()]);
-    assert_eq!(cluster.sync.problems(), []);
-    assert_eq!(cluster.maps.view(), cluster.desired());
-}
-
 /// A tenth of the next writes fails.
 fn faults() -> impl Strategy<Value = Vec<bool>> {
     vec(prop::bool::weighted(0.1), 400)
@@ -179,8 +152,7 @@ proptest! {
             prop_assert_eq!(cluster.maps.view(), cluster.desired());
             prop_assert_eq!(cluster.sync.problems(), []);
         }
-        delete_everything(&mut cluster);
-        prop_assert!(cluster.maps.is_empty());
+        cluster.empty_and_fill();
     }
 
     #[test]
@@ -212,9 +184,7 @@ proptest! {
         cluster.maps.faults = vec![];
         prop_assert_eq!(cluster.retry().n_pending, 0);
         prop_assert_eq!(cluster.maps.view(), cluster.desired());
-        delete_everything(&mut cluster);
-        prop_assert!(cluster.maps.is_empty());
-        fill(&mut cluster);
+        cluster.empty_and_fill();
     }
 
     /// In a crowd each frontend belongs to one claimant, who keeps it as long as it wants it, and
@@ -231,9 +201,7 @@ proptest! {
             assert_only(&history, &[&before, &after]);
             assert_owners(&cluster, &before, &after);
         }
-        delete_everything(&mut cluster);
-        prop_assert!(cluster.maps.is_empty());
-        prop_assert_eq!(cluster.sync.problems(), []);
+        cluster.empty_and_fill();
     }
 
     /// Whatever does not fit stays as some earlier version of it was, as a whole.
@@ -260,8 +228,7 @@ proptest! {
                 prop_assert!(problem.is_none_or(|it| it.message.contains("raise --max-")));
             }
         }
-        delete_everything(&mut cluster);
-        prop_assert!(cluster.maps.is_empty());
+        cluster.empty_and_fill();
     }
 }
 
