@@ -28,6 +28,8 @@ use crate::status::StatusError;
 #[derive(Parser, Debug)]
 #[command(name = "beeline", version, arg_required_else_help = true)]
 pub struct Cli {
+    #[command(flatten)]
+    paths: Paths,
     #[command(subcommand)]
     command: Command,
 }
@@ -52,10 +54,15 @@ enum Command {
 #[derive(Args, Clone, Debug)]
 struct Paths {
     /// Where bpffs is mounted.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
     /// Where the daemon keeps its lock and its status.
-    #[arg(long, value_name = "DIR", default_value = "/run/beeline")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/beeline"
+    )]
     state_dir: PathBuf,
 }
 
@@ -71,8 +78,6 @@ enum Output {
 /// What every command that shows something takes.
 #[derive(Args, Clone, Debug)]
 struct ReadArgs {
-    #[command(flatten)]
-    paths: Paths,
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -110,17 +115,18 @@ enum Error {
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let paths = cli.paths;
     let done = match cli.command {
-        Command::Run(args) => run::run(*args),
-        Command::Status(args) => report(status::status(&args)),
-        Command::Services(args) => report(services::services(&args)),
-        Command::Flows(args) => report(flows::flows(&args)),
-        Command::Cleanup(args) => report(cleanup::cleanup(&args)),
+        Command::Run(args) => run::run(paths, *args),
+        Command::Status(args) => report(status::status(&paths, &args)),
+        Command::Services(args) => report(services::services(&paths, &args)),
+        Command::Flows(args) => report(flows::flows(&paths, &args)),
+        Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
     };
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("beeline: {error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -27,6 +27,9 @@ const MAX_EXPIRED: usize = 65_536;
 
 const SECOND: u64 = 1_000_000_000;
 
+/// How far behind the last packet a record's time may be: see [`Flow::last_seen`].
+const LAG: u64 = 3 * SECOND;
+
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the datapath.
 pub fn now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
@@ -34,14 +37,14 @@ pub fn now() -> u64 {
 
 /// When the time of a flow is over: nanoseconds of `CLOCK_MONOTONIC`. `None`: its state is none.
 ///
-/// The twin counts too: either may be up to a second behind, and one alone must not go.
+/// The twin counts too: either may be behind, and one alone must not go.
 pub fn expires_at(flow: &Flow, twin: Option<&Flow>, timeouts: &Timeouts) -> Option<u64> {
     let latest = match twin {
         Some(twin) if twin.last_seen > flow.last_seen => twin,
         _ => flow,
     };
     let timeout = u64::from(timeouts.seconds(FlowState::from_number(latest.state)?));
-    Some(latest.last_seen.saturating_add(timeout * SECOND))
+    Some(latest.last_seen.saturating_add(timeout * SECOND + LAG))
 }
 
 /// Whether the time of a flow is over at `now`, nanoseconds of `CLOCK_MONOTONIC`.
@@ -242,7 +245,7 @@ mod tests {
             role: 0,
             twin_side: 0,
             turn_back: 0,
-            _pad: 0,
+            tick: 0,
             created: 0,
             last_seen,
         }
@@ -252,7 +255,7 @@ mod tests {
     fn a_flow_lives_as_long_as_its_state_allows() {
         let timeouts = Timeouts::default();
         for state in FlowState::ALL {
-            let end = u64::from(timeouts.seconds(state)) * SECOND;
+            let end = u64::from(timeouts.seconds(state)) * SECOND + LAG;
             let flow = flow(state, 0);
             assert!(!is_expired(&flow, None, end, &timeouts), "{state:?}");
             assert!(is_expired(&flow, None, end + 1, &timeouts), "{state:?}");

@@ -298,6 +298,7 @@ fn load_anew(
     features: Features,
     digest: u64,
 ) -> Result<Loaded, LoadError> {
+    tracing::info!("loading the kernel programs");
     discard_grown(pins, plans)?;
     let mut ebpf = load_object(object, pins, plans, features)?;
     fill_crc_shifts(pins)?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Error, ReadArgs, block_on, print};
+use super::{Error, Paths, ReadArgs, block_on, print};
 use crate::devices::monitor;
 use crate::loader::attach;
 use crate::loader::checks::{self, CheckError};
@@ -37,8 +37,7 @@ struct Removed {
 }
 
 /// Takes everything of Beeline off this node.
-pub(super) fn cleanup(args: &CleanupArgs) -> Result<ExitCode, Error> {
-    let paths = &args.read.paths;
+pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Error> {
     checks::privileges()?;
     let pins = paths.pins();
     let lock_file = status::lock_file(&paths.state_dir);

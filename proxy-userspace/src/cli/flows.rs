@@ -8,7 +8,7 @@ use proxy_common::abi::{Addr, Flow, FlowKey, FlowRole, FlowState, Port, Protocol
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{Error, ReadArgs, print, table};
+use super::{Error, Paths, ReadArgs, print, table};
 use crate::conntrack_gc::{self, Timeouts};
 use crate::maps::Maps;
 use crate::status::Status;
@@ -69,9 +69,9 @@ struct FlowView {
 }
 
 /// Shows the flows that are tracked.
-pub(super) fn flows(args: &FlowsArgs) -> Result<ExitCode, Error> {
-    let maps = args.read.paths.maps()?;
-    let status = Status::read(&args.read.paths.state_dir).ok().flatten();
+pub(super) fn flows(paths: &Paths, args: &FlowsArgs) -> Result<ExitCode, Error> {
+    let maps = paths.maps()?;
+    let status = Status::read(&paths.state_dir).ok().flatten();
     let timeouts = status.map_or_else(Timeouts::default, |status| {
         Timeouts::from_names(&status.timeouts)
     });
@@ -235,7 +235,7 @@ mod tests {
             role: FlowRole::Forward as u8,
             twin_side: Side::Egress as u8,
             turn_back: 0,
-            _pad: 0,
+            tick: 0,
             created: 100 * SECOND,
             last_seen: 100 * SECOND,
         };
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(view.backend, "10.0.0.2:8080");
         assert_eq!(
             (view.age, view.idle, view.expires_in),
-            (20_000, 10_000, 110_000)
+            (20_000, 10_000, 113_000)
         );
         let text = text(&FlowsView {
             flows: vec![view],

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use proxy_common::abi::SettingsFlags;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use super::Paths;
@@ -36,8 +37,6 @@ pub(super) struct RunArgs {
     /// The name of this node's Node object. Without, the host name in lower case.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    #[command(flatten)]
-    paths: Paths,
     /// Host-side devices of pods, such as `veth*,cali*` or `!eth0`. Without, one end of a veth or
     /// netkit pair whose other end is in another network namespace; with patterns of the form
     /// `!NAME` only, these but for the ones that match.
@@ -57,7 +56,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value = "pass")]
     tcp_mid_flow: MidFlowArg,
     /// What to log: error, warn, info, debug or trace, or directives such as
-    /// `info,beeline::sync=debug`.
+    /// `info,beeline::sync=debug`. A single word is about Beeline itself, not about what it is
+    /// made of.
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = filter)]
     log: String,
     /// How to log.
@@ -153,17 +153,24 @@ fn timeout(option: &str) -> Result<String, String> {
     }
 }
 
-fn filter(directives: &str) -> Result<String, String> {
-    match EnvFilter::try_new(directives) {
-        Ok(_) => Ok(directives.to_owned()),
+fn filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(directives(text)) {
+        Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
+fn directives(text: &str) -> String {
+    match text.parse::<LevelFilter>() {
+        Ok(level) => format!("{},beeline={level}", level.min(LevelFilter::WARN)),
+        Err(_) => text.to_owned(),
+    }
+}
+
 /// Runs the daemon until it is told to stop.
-pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(&args);
-    let options = options(args)?;
+    let options = options(paths, args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -175,7 +182,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     end.map(|()| ExitCode::SUCCESS)
 }
 
-fn options(args: RunArgs) -> anyhow::Result<Options> {
+fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     let node = match args.node_name {
         Some(name) => name,
         None => host_name()?,
@@ -187,8 +194,8 @@ fn options(args: RunArgs) -> anyhow::Result<Options> {
     Ok(Options {
         origin,
         node: Arc::from(node),
-        bpffs: args.paths.bpffs,
-        state_dir: args.paths.state_dir,
+        bpffs: paths.bpffs,
+        state_dir: paths.state_dir,
         pod_devices: args.pod_devices.unwrap_or_default(),
         sizes: args.sizes.into(),
         timeouts: Timeouts::with(&args.timeout)?,
@@ -227,7 +234,7 @@ fn host_name() -> anyhow::Result<String> {
 fn log_to_stderr(args: &RunArgs) {
     use std::io::{IsTerminal as _, stderr};
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&args.log))
+        .with_env_filter(EnvFilter::new(directives(&args.log)))
         .with_writer(stderr);
     match args.log_format {
         LogFormat::Text => builder
@@ -235,5 +242,18 @@ fn log_to_stderr(args: &RunArgs) {
             .with_ansi(stderr().is_terminal())
             .init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_level_is_about_ourselves() {
+        assert_eq!(directives("debug"), "warn,beeline=debug");
+        assert_eq!(directives("error"), "error,beeline=error");
+        assert_eq!(directives("info,aya=debug"), "info,aya=debug");
+        assert!(filter("beeline=loud").is_err());
     }
 }

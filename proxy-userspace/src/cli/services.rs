@@ -6,12 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use proxy_common::abi::{
     Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Protocol, ServiceCounters,
-    ServiceName,
 };
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{Error, ReadArgs, print, table};
+use super::{Error, Paths, ReadArgs, print, table};
 use crate::maps::Maps;
 
 #[derive(Args, Debug)]
@@ -23,29 +22,28 @@ pub(super) struct ServicesArgs {
     service: Option<String>,
 }
 
-/// A service port in one family.
-#[derive(PartialEq, Eq, Serialize, Debug)]
-struct ServiceView {
-    /// `namespace/name:port`.
-    service: String,
-    protocol: &'static str,
-    family: u8,
-    /// Seconds; 0: none.
-    affinity: u32,
-    frontends: Vec<FrontendView>,
-    /// Those of the service port that take no new flows.
-    idle_backends: Vec<BackendView>,
-    counters: CountersView,
-}
-
+/// A frontend, with what is known of its service port.
 #[derive(PartialEq, Eq, Serialize, Debug)]
 struct FrontendView {
+    /// `namespace/name:port`.
+    service: String,
     address: String,
     port: u16,
+    protocol: &'static str,
     policy: &'static str,
     /// No endpoint anywhere: new connections are rejected.
     rejects: bool,
+    /// Session affinity in seconds; 0: none.
+    affinity: u32,
+    /// Where new flows go.
     backends: Vec<BackendView>,
+    /// Where flows are that began earlier.
+    draining: Vec<BackendView>,
+    /// Of the service port, all its frontends together.
+    flows: u64,
+    packets: u64,
+    bytes: u64,
+    refused: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Debug)]
@@ -56,109 +54,86 @@ struct BackendView {
     local: bool,
 }
 
-#[derive(PartialEq, Eq, Default, Serialize, Debug)]
-struct CountersView {
-    flows: u64,
-    packets: u64,
-    bytes: u64,
-    refused: u64,
-}
-
 /// Shows every Service.
-pub(super) fn services(args: &ServicesArgs) -> Result<ExitCode, Error> {
-    let maps = args.read.paths.maps()?;
-    let mut services = read(&maps)?;
+pub(super) fn services(paths: &Paths, args: &ServicesArgs) -> Result<ExitCode, Error> {
+    let maps = paths.maps()?;
+    let mut frontends = read(&maps)?;
     if let Some(wanted) = &args.service {
-        services.retain(|service| service.service.contains(wanted));
+        frontends.retain(|frontend| frontend.service.contains(wanted));
     }
-    print(args.read.output, &services, |services| text(services));
+    print(args.read.output, &frontends, |frontends| text(frontends));
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(maps: &Maps) -> Result<Vec<ServiceView>, Error> {
+fn read(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
     let mut progress = Progress::new("reading Services");
     let contents = maps.contents()?;
     let mut frontends: BTreeMap<u32, Vec<(FrontendKey, Frontend)>> = BTreeMap::new();
     for (key, frontend) in contents.frontends {
-        frontends
-            .entry(frontend.service)
-            .or_default()
-            .push((key, frontend));
+        let of_service = frontends.entry(frontend.service).or_default();
+        of_service.push((key, frontend));
     }
     let mut backends: BTreeMap<u32, Vec<(u32, Backend)>> = BTreeMap::new();
     for (id, backend) in (0..).zip(contents.backends) {
         if backend.state != BackendState::Gone as u8 {
-            backends
-                .entry(backend.service)
-                .or_default()
-                .push((id, backend));
+            let of_service = backends.entry(backend.service).or_default();
+            of_service.push((id, backend));
         }
     }
     let mut views = Vec::new();
     for (id, name) in contents.services {
         progress.step();
         let service = ServiceMaps {
+            name: name.text(),
             frontends: frontends.remove(&id).unwrap_or_default(),
             backends: backends.remove(&id).unwrap_or_default(),
             slots: &contents.slots,
+            counters: maps.counters(id)?,
         };
-        views.push(service.view(&name, maps.counters(id)?));
+        views.extend(service.views());
     }
     views.sort_by(|a, b| {
-        (&a.service, a.protocol, a.family).cmp(&(&b.service, b.protocol, b.family))
+        let key = |view: &FrontendView| (view.protocol, view.address.len(), view.port);
+        (&a.service, key(a), &a.address).cmp(&(&b.service, key(b), &b.address))
     });
     Ok(views)
 }
 
 /// What the maps say of one service port.
 struct ServiceMaps<'a> {
+    name: &'a str,
     frontends: Vec<(FrontendKey, Frontend)>,
     backends: Vec<(u32, Backend)>,
     slots: &'a [u32],
+    counters: ServiceCounters,
 }
 
 impl ServiceMaps<'_> {
-    fn view(mut self, name: &ServiceName, counters: ServiceCounters) -> ServiceView {
-        self.frontends.sort_by_key(|(key, _)| *key);
-        let is_used = |id: &u32| {
-            self.frontends
-                .iter()
-                .any(|(_, f)| self.block(f).contains(id))
-        };
-        let idle = self.backends.iter().filter(|(id, _)| !is_used(id));
-        ServiceView {
-            service: name.text().to_owned(),
-            protocol: Protocol::from_number(name.protocol).map_or("?", Protocol::name),
-            family: name.family,
-            affinity: self
-                .frontends
-                .first()
-                .map_or(0, |(_, f)| f.affinity_seconds),
-            frontends: self
-                .frontends
-                .iter()
-                .map(|(key, f)| self.frontend(key, f))
-                .collect(),
-            idle_backends: idle.map(|(_, backend)| backend_view(backend)).collect(),
-            counters: CountersView {
-                flows: counters.flows,
-                packets: counters.packets,
-                bytes: counters.bytes,
-                refused: counters.refused,
-            },
-        }
+    fn views(&self) -> impl Iterator<Item = FrontendView> {
+        let frontends = self.frontends.iter();
+        frontends.map(|(key, frontend)| self.view(key, frontend))
     }
 
-    fn frontend(&self, key: &FrontendKey, frontend: &Frontend) -> FrontendView {
+    fn view(&self, key: &FrontendKey, frontend: &Frontend) -> FrontendView {
         let is_local = frontend.flags.contains(FrontendFlags::LOCAL_ONLY);
+        let block = self.block(frontend);
         let known = |id: &u32| self.backends.iter().find(|(known, _)| known == id);
-        let backends = self.block(frontend).iter().filter_map(known);
+        let backends = block.iter().filter_map(known);
+        let draining = self.backends.iter().filter(|(id, _)| !block.contains(id));
         FrontendView {
+            service: self.name.to_owned(),
             address: key.addr.to_string(),
             port: key.port.number(),
+            protocol: Protocol::from_number(key.protocol).map_or("?", Protocol::name),
             policy: if is_local { "local" } else { "cluster" },
             rejects: frontend.flags.contains(FrontendFlags::REJECT),
+            affinity: frontend.affinity_seconds,
             backends: backends.map(|(_, backend)| backend_view(backend)).collect(),
+            draining: draining.map(|(_, backend)| backend_view(backend)).collect(),
+            flows: self.counters.flows,
+            packets: self.counters.packets,
+            bytes: self.counters.bytes,
+            refused: self.counters.refused,
         }
     }
 
@@ -193,69 +168,57 @@ fn socket(address: &str, port: u16) -> String {
     }
 }
 
-fn text(services: &[ServiceView]) -> String {
-    if services.is_empty() {
+const HEADER: [&str; 10] = [
+    "SERVICE", "PROTO", "FRONTEND", "BACKEND", "STATE", "WHERE", "FLOWS", "PACKETS", "BYTES",
+    "REFUSED",
+];
+
+fn text(frontends: &[FrontendView]) -> String {
+    if frontends.is_empty() {
         return "no Services\n".to_owned();
     }
-    let header = [
-        "SERVICE", "PROTO", "FRONTEND", "BACKEND", "STATE", "WHERE", "FLOWS", "PACKETS", "BYTES",
-        "REFUSED",
-    ];
-    let rows = services.iter().flat_map(rows).collect();
-    table::render(&header, &[6, 7, 8, 9], rows)
+    let rows = frontends.iter().flat_map(rows).collect();
+    table::render(&HEADER, &[6, 7, 8, 9], rows)
 }
 
-/// A row for each backend of each frontend; what is as in the row above is left out.
-fn rows(service: &ServiceView) -> Vec<Vec<String>> {
-    let mut rows = Vec::new();
-    for frontend in &service.frontends {
-        let mut dialled = socket(&frontend.address, frontend.port);
-        if frontend.policy == "local" {
-            dialled.push_str(" (local)");
-        }
-        if frontend.backends.is_empty() {
-            let why = if frontend.rejects { "rejects" } else { "drops" };
-            rows.push([
-                dialled.clone(),
-                "none".to_owned(),
-                why.to_owned(),
-                String::new(),
-            ]);
-        }
-        for backend in &frontend.backends {
-            rows.push(backend_row(std::mem::take(&mut dialled), backend));
-        }
+/// A row for each backend; what is as in the row above is left out.
+fn rows(frontend: &FrontendView) -> Vec<Vec<String>> {
+    let mut dialled = socket(&frontend.address, frontend.port);
+    if frontend.policy == "local" {
+        dialled.push_str(" (local)");
     }
-    for backend in &service.idle_backends {
-        rows.push(backend_row("no new flows".to_owned(), backend));
+    let mut backends: Vec<_> = frontend.backends.iter().map(backend_row).collect();
+    if backends.is_empty() {
+        let fate = if frontend.rejects { "rejects" } else { "drops" };
+        backends.push(["none", fate, ""].map(str::to_owned));
     }
-    if rows.is_empty() {
-        rows.push(std::array::from_fn(|_| String::new()));
-    }
-    let counters = &service.counters;
-    let first = [service.service.clone(), service.protocol.to_owned()];
-    let figures = [
-        counters.flows.to_string(),
-        counters.packets.to_string(),
-        table::bytes(counters.bytes),
-        counters.refused.to_string(),
+    backends.extend(frontend.draining.iter().map(|backend| {
+        let [address, state, place] = backend_row(backend);
+        [address, format!("{state}, draining"), place]
+    }));
+    let blank = || vec![String::new(); 4];
+    let mut rows = backends
+        .into_iter()
+        .map(|row| [blank()[..3].to_vec(), row.to_vec(), blank()].concat());
+    let mut first = rows.next().unwrap_or_default();
+    let left = [
+        frontend.service.clone(),
+        frontend.protocol.to_owned(),
+        dialled,
     ];
-    let blank = |n| vec![String::new(); n];
-    let complete = |(index, row): (usize, [String; 4])| {
-        let (before, after) = if index == 0 {
-            (first.to_vec(), figures.to_vec())
-        } else {
-            (blank(2), blank(4))
-        };
-        [before, row.to_vec(), after].concat()
-    };
-    rows.into_iter().enumerate().map(complete).collect()
+    first[..3].clone_from_slice(&left);
+    first[6..].clone_from_slice(&[
+        frontend.flows.to_string(),
+        frontend.packets.to_string(),
+        table::bytes(frontend.bytes),
+        frontend.refused.to_string(),
+    ]);
+    [first].into_iter().chain(rows).collect()
 }
 
-fn backend_row(frontend: String, backend: &BackendView) -> [String; 4] {
+fn backend_row(backend: &BackendView) -> [String; 3] {
     let place = if backend.local { "local" } else { "remote" };
     [
-        frontend,
         socket(&backend.address, backend.port),
         backend.state.to_owned(),
         place.to_owned(),
@@ -296,79 +259,56 @@ mod tests {
         (key, frontend)
     }
 
-    fn view(flags: FrontendFlags) -> ServiceView {
+    fn view(flags: FrontendFlags, slots: &[u32]) -> FrontendView {
         let maps = ServiceMaps {
+            name: "shop/web:http",
             frontends: vec![frontend(flags)],
             backends: vec![
                 (4, backend(4, BackendState::Active, true)),
                 (5, backend(5, BackendState::Active, false)),
                 (6, backend(6, BackendState::Terminating, false)),
             ],
-            slots: &[9, 4, 5, 9],
-        };
-        let name = ServiceName::new("shop/web:http", 6, 4).unwrap();
-        maps.view(
-            &name,
-            ServiceCounters {
+            slots,
+            counters: ServiceCounters {
                 packets: 7,
                 bytes: 2048,
                 flows: 2,
                 refused: 1,
             },
-        )
+        };
+        maps.views().next().unwrap()
     }
 
     #[test]
     fn a_service_is_read_from_the_maps() {
-        let text = text(&[view(FrontendFlags::NONE)]);
+        let text = text(&[view(FrontendFlags::NONE, &[9, 4, 5, 9])]);
         let lines: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split_whitespace().collect())
             .collect();
-        assert_eq!(
-            lines[1],
-            [
-                "shop/web:http",
-                "TCP",
-                "10.96.0.1:80",
-                "10.0.0.4:8080",
-                "active",
-                "local",
-                "2",
-                "7",
-                "2.0",
-                "KiB",
-                "1"
-            ]
-        );
+        let first = "shop/web:http TCP 10.96.0.1:80 10.0.0.4:8080 active local 2 7 2.0 KiB 1";
+        assert_eq!(lines[1].join(" "), first);
         assert_eq!(lines[2], ["10.0.0.5:8080", "active", "remote"]);
         assert_eq!(
             lines[3],
-            [
-                "no",
-                "new",
-                "flows",
-                "10.0.0.6:8080",
-                "terminating",
-                "remote"
-            ]
+            ["10.0.0.6:8080", "terminating,", "draining", "remote"]
         );
         assert_eq!(lines.len(), 4);
     }
 
     #[test]
     fn a_local_policy_shows_local_backends_only() {
-        let view = view(FrontendFlags::LOCAL_ONLY);
-        assert_eq!(view.frontends[0].policy, "local");
-        assert_eq!(view.frontends[0].backends.len(), 1);
-        assert_eq!(view.idle_backends.len(), 2);
+        let view = view(FrontendFlags::LOCAL_ONLY, &[9, 4, 5, 9]);
+        assert_eq!(view.policy, "local");
+        assert_eq!(view.backends.len(), 1);
+        assert_eq!(view.draining.len(), 2);
     }
 
     #[test]
     fn a_service_without_endpoints_says_what_clients_get() {
-        let mut view = view(FrontendFlags::REJECT);
-        view.frontends[0].backends.clear();
-        assert!(text(&[view]).contains("none"));
+        let text = |flags| text(&[view(flags, &[])]);
+        assert!(text(FrontendFlags::REJECT).contains("rejects"));
+        assert!(text(FrontendFlags::LOCAL_ONLY).contains("drops"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use proxy_common::abi::{BackendState, Frontend, Verdict};
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{Error, ReadArgs, block_on, print, table};
+use super::{Error, Paths, ReadArgs, block_on, print, table};
 use crate::devices::monitor;
 use crate::loader::attach::{self, SIDES};
 use crate::loader::lock::Lock;
@@ -53,8 +53,7 @@ struct OutcomeView {
 }
 
 /// Shows the state of this node; exit code 1 if all is not well.
-pub(super) fn status(args: &ReadArgs) -> Result<ExitCode, Error> {
-    let paths = &args.paths;
+pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> {
     crate::loader::checks::privileges()?;
     let lock = file::lock_file(&paths.state_dir);
     let running = Lock::is_held(&lock)?;
