@@ -1,1 +1,34 @@
-//! x
+//! Every decision about a packet, without a kernel.
+//!
+//! A program at an edge is one call: [`from_client`] for what comes in from the client's side of
+//! a device, [`to_client`] for what goes out to it. Both read as prose: parse, look up, rewrite,
+//! count. They see bytes through [`Packet`] and maps and clock through [`Tables`], so that the
+//! kernel program, the tests and the tools run the same code.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+pub mod checksum;
+pub mod conntrack;
+pub mod crc32c;
+mod egress;
+mod icmp;
+mod ingress;
+pub mod nat;
+mod open;
+mod packet;
+pub mod parse;
+mod reply;
+pub mod select;
+mod tables;
+
+pub use egress::to_client;
+pub use ingress::from_client;
+pub use packet::Packet;
+pub use tables::{Claim, Count, Tables};

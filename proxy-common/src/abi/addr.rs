@@ -49,7 +49,11 @@ impl Addr {
 
     /// The family that the address belongs to.
     pub const fn family(self) -> Family {
-        if self.is_v4() { Family::Ipv4 } else { Family::Ipv6 }
+        if self.is_v4() {
+            Family::Ipv4
+        } else {
+            Family::Ipv6
+        }
     }
 
     /// Whether this is [`Self::UNSPECIFIED`].
@@ -236,7 +240,13 @@ mod tests {
 
     #[test]
     fn addresses_survive_the_round_trip() {
-        for text in ["10.96.0.10", "0.0.0.0", "::", "fd00::1", "2001:db8::ffff:1.2.3.4"] {
+        for text in [
+            "10.96.0.10",
+            "0.0.0.0",
+            "::",
+            "fd00::1",
+            "2001:db8::ffff:1.2.3.4",
+        ] {
             let ip: IpAddr = text.parse().unwrap();
             let addr = Addr::from(ip);
             assert_eq!(IpAddr::from(addr), ip);

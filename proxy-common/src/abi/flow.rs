@@ -23,7 +23,12 @@ impl Tuple {
     #[inline(always)]
     #[must_use]
     pub const fn swapped(self) -> Self {
-        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+        }
     }
 }
 
@@ -132,37 +137,40 @@ pub enum FlowState {
     TcpSynRecv = 1,
     /// Both sides have acknowledged.
     TcpEstablished = 2,
-    /// One side has sent FIN.
+    /// The client has sent FIN.
     TcpFinWait = 3,
+    /// The backend has sent FIN.
+    TcpCloseWait = 4,
     /// Both sides have sent FIN.
-    TcpTimeWait = 4,
+    TcpTimeWait = 5,
     /// RST seen.
-    TcpClose = 5,
+    TcpClose = 6,
     /// Datagrams from the client only.
-    UdpUnreplied = 6,
+    UdpUnreplied = 7,
     /// Datagrams both ways, for less than two seconds.
-    UdpReplied = 7,
+    UdpReplied = 8,
     /// Datagrams both ways, for longer.
-    UdpStream = 8,
+    UdpStream = 9,
     /// INIT seen from the client.
-    SctpCookieWait = 9,
+    SctpCookieWait = 10,
     /// COOKIE ECHO seen.
-    SctpCookieEchoed = 10,
-    /// COOKIE ACK or later seen.
-    SctpEstablished = 11,
+    SctpCookieEchoed = 11,
+    /// COOKIE ACK seen.
+    SctpEstablished = 12,
     /// SHUTDOWN seen.
-    SctpShutdown = 12,
+    SctpShutdown = 13,
     /// SHUTDOWN COMPLETE or ABORT seen.
-    SctpClosed = 13,
+    SctpClosed = 14,
 }
 
 impl FlowState {
     /// All states, in order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::TcpSynSent,
         Self::TcpSynRecv,
         Self::TcpEstablished,
         Self::TcpFinWait,
+        Self::TcpCloseWait,
         Self::TcpTimeWait,
         Self::TcpClose,
         Self::UdpUnreplied,
@@ -187,6 +195,7 @@ impl FlowState {
             Self::TcpSynRecv => "syn-recv",
             Self::TcpEstablished => "established",
             Self::TcpFinWait => "fin-wait",
+            Self::TcpCloseWait => "close-wait",
             Self::TcpTimeWait => "time-wait",
             Self::TcpClose => "close",
             Self::UdpUnreplied => "unreplied",

@@ -22,7 +22,12 @@ impl FrontendKey {
     /// The frontend at exactly this address, port and protocol.
     #[inline(always)]
     pub const fn exact(addr: Addr, port: Port, protocol: Protocol) -> Self {
-        Self { addr, port, protocol: protocol.number(), scope: Scope::Exact as u8 }
+        Self {
+            addr,
+            port,
+            protocol: protocol.number(),
+            scope: Scope::Exact as u8,
+        }
     }
 }
 

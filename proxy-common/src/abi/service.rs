@@ -29,8 +29,16 @@ impl ServiceName {
     /// The name; `None` if it has over [`Self::CAPACITY`] bytes.
     pub fn new(text: &str, protocol: u8, family: u8) -> Option<Self> {
         let mut bytes = [0; Self::CAPACITY];
-        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
-        Some(Self { bytes, len: u8::try_from(text.len()).ok()?, protocol, family, _pad: 0 })
+        bytes
+            .get_mut(..text.len())?
+            .copy_from_slice(text.as_bytes());
+        Some(Self {
+            bytes,
+            len: u8::try_from(text.len()).ok()?,
+            protocol,
+            family,
+            _pad: 0,
+        })
     }
 
     /// `namespace/name:port`, or `namespace/name` if the port has no name.

@@ -120,6 +120,18 @@ impl Verdict {
         }
     }
 
+    /// Whether the packet goes back out of the device it came in by.
+    #[inline(always)]
+    pub const fn is_returned(self) -> bool {
+        match self {
+            Self::Rewrite(reason) => {
+                matches!(reason, Rewrite::HairpinForward | Rewrite::HairpinReverse)
+            }
+            Self::Reply(_) => true,
+            Self::Pass(_) | Self::Drop(_) => false,
+        }
+    }
+
     /// The stable name of the reason.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,0 +1,162 @@
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! A checksum is the complement of the one's-complement sum of all 16-bit words. That sum does
+//! not care about byte order, so everything here is in the machine's order, on words as they are
+//! loaded from the packet. When a word changes from `m` to `m'`, the checksum `C` becomes
+//! `~(~C + ~m + m')` (RFC 1624, equation 3): only the difference `~m + m'` is needed, and
+//! differences add up.
+//!
+//! The awkward zero: one's complement has two of them. The update above never turns a valid
+//! checksum into the wrong one for IPv4, ICMP and TCP; UDP forbids a stored 0, for which
+//! 0xffff, the other zero, is stored instead (RFC 768).
+
+/// A one's-complement sum of 16-bit words, not yet folded.
+///
+/// Kept in 64 bits, so that some billions of words can be added before it overflows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Sum(u64);
+
+/// What the sum of a packet's words gains by a change.
+pub type Difference = Sum;
+
+impl Sum {
+    /// The empty sum.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds one 16-bit word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add16(self, word: u16) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Adds two 16-bit words at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add32(self, words: u32) -> Self {
+        Self(self.0 + words as u64)
+    }
+
+    /// Adds all words of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add128(self, [a, b, c, d]: [u32; 4]) -> Self {
+        self.add32(a).add32(b).add32(c).add32(d)
+    }
+
+    /// Adds the difference of a 16-bit word that changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn change16(self, from: u16, to: u16) -> Self {
+        self.add16(!from).add16(to)
+    }
+
+    /// Adds the difference of two 16-bit words that change.
+    #[inline(always)]
+    #[must_use]
+    pub const fn change32(self, from: u32, to: u32) -> Self {
+        self.add32(!from).add32(to)
+    }
+
+    /// Adds the difference of an address that changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn change128(self, [a, b, c, d]: [u32; 4], [e, f, g, h]: [u32; 4]) -> Self {
+        self.change32(a, e)
+            .change32(b, f)
+            .change32(c, g)
+            .change32(d, h)
+    }
+
+    /// Adds another sum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// The sum in 32 bits, as the kernel's checksum helpers take it.
+    #[inline(always)]
+    pub const fn fold32(self) -> u32 {
+        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((once & 0xffff_ffff) + (once >> 32)) as u32
+    }
+
+    /// The sum in 16 bits: what stands in a packet whose checksum the device is to complete.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        let sum = self.fold32();
+        let once = (sum & 0xffff) + (sum >> 16);
+        ((once & 0xffff) + (once >> 16)) as u16
+    }
+
+    /// The checksum of all that was added.
+    #[inline(always)]
+    pub const fn checksum(self) -> u16 {
+        !self.fold()
+    }
+
+    /// `checksum` after this difference.
+    #[inline(always)]
+    pub const fn applied_to(self, checksum: u16) -> u16 {
+        self.add16(!checksum).checksum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sum_of(words: &[u16]) -> Sum {
+        words.iter().fold(Sum::ZERO, |sum, &word| sum.add16(word))
+    }
+
+    /// RFC 1071, section 3: the sum of 00 01 f2 03 f4 f5 f6 f7 is ddf2.
+    #[test]
+    fn sums_the_example_of_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7_u8];
+        let words: Vec<_> = bytes
+            .chunks(2)
+            .map(|pair| u16::from_ne_bytes([pair[0], pair[1]]))
+            .collect();
+        assert_eq!(sum_of(&words).fold().to_ne_bytes(), [0xdd, 0xf2]);
+    }
+
+    /// RFC 1624, section 4: 0x5555 becomes 0x3285 where the checksum is 0xdd2f: 0x0000.
+    #[test]
+    fn updates_the_example_of_rfc_1624() {
+        assert_eq!(
+            Sum::ZERO.change16(0x5555, 0x3285).applied_to(0xdd2f),
+            0x0000
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn an_update_equals_a_new_sum(mut words: Vec<u16>, at: usize, new: u16) {
+            // A packet with nothing but zeros has no checksum to speak of.
+            prop_assume!(words.iter().any(|&word| word != 0) && new != 0);
+            let before = sum_of(&words).checksum();
+            let at = at % words.len();
+            let old = std::mem::replace(&mut words[at], new);
+            prop_assert_eq!(Sum::ZERO.change16(old, new).applied_to(before), sum_of(&words).checksum());
+        }
+
+        #[test]
+        fn differences_add_up(from: [u32; 4], to: [u32; 4], checksum: u16) {
+            let at_once = Sum::ZERO.change128(from, to);
+            let first = Sum::ZERO.change32(from[0], to[0]).change32(from[1], to[1]);
+            let second = Sum::ZERO.change32(from[2], to[2]).change32(from[3], to[3]);
+            prop_assert_eq!(at_once.applied_to(checksum), first.plus(second).applied_to(checksum));
+        }
+
+        #[test]
+        fn wide_words_are_two_narrow_ones(word: u32) {
+            let [a, b, c, d] = word.to_ne_bytes();
+            let narrow = sum_of(&[u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]);
+            prop_assert_eq!(Sum::ZERO.add32(word).fold(), narrow.fold());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How far a flow has come, after Linux' `net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c`.
+
+use super::Tables;
+use super::parse::Signal;
+use crate::abi::{Flow, FlowKey, FlowRole, FlowState, Protocol};
+
+/// Records are brought up to date at most this often without a change of state: nanoseconds.
+pub const REFRESH: u64 = 1_000_000_000;
+
+/// Datagrams both ways for this long make a stream: nanoseconds.
+const STREAM_AFTER: u64 = 2_000_000_000;
+
+/// The state of a flow that this packet opens.
+#[inline(always)]
+pub const fn first_state(protocol: Protocol, signal: Signal) -> FlowState {
+    match (protocol, signal) {
+        (Protocol::Udp, _) => FlowState::UdpUnreplied,
+        (Protocol::Tcp, Signal::Open) => FlowState::TcpSynSent,
+        (Protocol::Tcp, _) => FlowState::TcpEstablished,
+        (Protocol::Sctp, Signal::Open) => FlowState::SctpCookieWait,
+        (Protocol::Sctp, _) => FlowState::SctpEstablished,
+    }
+}
+
+/// The state after a packet with `signal` from the side that `role` speaks for.
+///
+/// `age` is the time since the flow began, nanoseconds.
+#[inline(always)]
+pub const fn next_state(state: FlowState, role: FlowRole, signal: Signal, age: u64) -> FlowState {
+    use FlowRole::{Forward, Reverse};
+    use FlowState::{
+        SctpClosed, SctpCookieEchoed, SctpCookieWait, SctpEstablished, SctpShutdown, TcpClose,
+        TcpCloseWait, TcpEstablished, TcpFinWait, TcpSynRecv, TcpSynSent, TcpTimeWait, UdpReplied,
+        UdpStream, UdpUnreplied,
+    };
+    match (state, signal, role) {
+        (UdpUnreplied, _, Reverse) => UdpReplied,
+        (UdpReplied, _, _) if age > STREAM_AFTER => UdpStream,
+        (UdpUnreplied | UdpReplied | UdpStream, _, _) => state,
+
+        (SctpClosed, _, _) | (_, Signal::Closed, _) => SctpClosed,
+        (SctpCookieWait | SctpCookieEchoed | SctpEstablished | SctpShutdown, Signal::Abort, _) => {
+            SctpClosed
+        }
+        (SctpCookieWait, Signal::CookieEcho, _) => SctpCookieEchoed,
+        (SctpCookieWait | SctpCookieEchoed, Signal::CookieAck, _) => SctpEstablished,
+        (SctpEstablished, Signal::Close, _) => SctpShutdown,
+        (SctpCookieWait | SctpCookieEchoed | SctpEstablished | SctpShutdown, _, _) => state,
+
+        (_, Signal::Abort, _) => TcpClose,
+        (TcpSynSent, Signal::OpenAnswer, Reverse) => TcpSynRecv,
+        (TcpSynRecv, Signal::Data, Forward) => TcpEstablished,
+        (TcpSynRecv | TcpEstablished, Signal::Close, Forward) => TcpFinWait,
+        (TcpSynRecv | TcpEstablished, Signal::Close, Reverse) => TcpCloseWait,
+        (TcpFinWait, Signal::Close, Reverse) | (TcpCloseWait, Signal::Close, Forward) => {
+            TcpTimeWait
+        }
+        _ => state,
+    }
+}
+
+/// Whether a packet that opens a flow may do so although there is a record: the old one is over.
+#[inline(always)]
+pub const fn is_over(state: FlowState) -> bool {
+    matches!(
+        state,
+        FlowState::TcpTimeWait | FlowState::TcpClose | FlowState::SctpClosed
+    )
+}
+
+/// The key of the other record of the conversation.
+#[inline(always)]
+pub const fn twin_key(flow: &Flow, protocol: u8) -> FlowKey {
+    FlowKey {
+        tuple: flow.to.swapped(),
+        protocol,
+        side: flow.twin_side,
+        _pad: 0,
+    }
+}
+
+/// Takes note of a packet in its record. Now and then, and at every change of state, the twin
+/// learns of it too: then neither of the two grows old, or is evicted, alone.
+#[inline(always)]
+pub fn touch<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, signal: Signal) {
+    let now = tables.now();
+    let (Some(role), Some(state)) = (
+        FlowRole::from_number(flow.role),
+        FlowState::from_number(flow.state),
+    ) else {
+        return;
+    };
+    let next = next_state(state, role, signal, now.wrapping_sub(flow.created)) as u8;
+    if next != flow.state || now.wrapping_sub(flow.last_seen) >= REFRESH {
+        flow.state = next;
+        flow.last_seen = now;
+        touch_twin(tables, flow, protocol);
+    }
+}
+
+/// Tells the twin.
+#[inline(never)]
+fn touch_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) {
+    // A twin that was evicted is made anew by the next packet that opens the flow.
+    let _known = tables.with_flow(&twin_key(flow, protocol), |twin| {
+        twin.state = flow.state;
+        twin.last_seen = flow.last_seen;
+    });
+}
+
+/// Forgets the other record of the conversation.
+#[inline(never)]
+pub fn remove_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) {
+    tables.remove_flow(&twin_key(flow, protocol));
+}

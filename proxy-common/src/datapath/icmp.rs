@@ -1,0 +1,168 @@
+//! ICMP errors that quote a packet of a translated flow.
+//!
+//! The sender of an error saw the packet as it was after translation, and the receiver knows only
+//! what it sent itself. So the quoted packet is translated back, at the edge where the packets
+//! of the flow are translated. Without it path-MTU discovery does not work through a Service.
+//!
+//! One rule serves both sides. The quoted packet `q` went the other way than the error, so its
+//! answer would match the record at `swapped(q)`, and what that record would make of the answer
+//! is the swapped original.
+
+use super::checksum::Sum;
+use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
+use super::parse::{self, Fragment, Headers, ICMP_LEN, IPV4_LEN, IPV6_LEN};
+use super::{Packet, Tables};
+use crate::abi::{
+    Drop, Family, Flow, FlowKey, FlowRole, Pass, Protocol, Rewrite, Side, Tuple, Verdict,
+};
+
+/// Offset of the checksum in an ICMP or ICMPv6 header.
+const CHECKSUM: u32 = 2;
+
+/// Translates the error if it quotes a packet of a flow that is known at this side.
+#[inline(never)]
+pub(super) fn translate<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Headers,
+    side: Side,
+) -> Verdict {
+    let mut quoted = Headers::EMPTY;
+    if parse_quoted(packet, outer, &mut quoted).is_none() {
+        return Verdict::Pass(Pass::UnrelatedError);
+    }
+    let key = FlowKey {
+        tuple: quoted.tuple.swapped(),
+        protocol: quoted.protocol,
+        side: side as u8,
+        _pad: 0,
+    };
+    let verdict = tables.with_flow(&key, |flow| {
+        match rewrite(packet, outer, &quoted, &flow.to.swapped()) {
+            Some(()) => Verdict::Rewrite(kind(flow)),
+            None => Verdict::Drop(Drop::Write),
+        }
+    });
+    verdict.unwrap_or(Verdict::Pass(Pass::UnrelatedError))
+}
+
+/// An error about a hairpin packet has to be turned back like the packet itself.
+#[inline(always)]
+const fn kind(record: &Flow) -> Rewrite {
+    if record.turn_back == 0 {
+        Rewrite::IcmpError
+    } else if record.role == FlowRole::Forward as u8 {
+        Rewrite::HairpinForward
+    } else {
+        Rewrite::HairpinReverse
+    }
+}
+
+/// Reads the headers of the packet that an error quotes.
+#[inline(always)]
+fn parse_quoted<P: Packet>(
+    packet: &mut P,
+    outer: &Headers,
+    quoted: &mut Headers,
+) -> Option<Protocol> {
+    let l3 = outer.l4 + ICMP_LEN;
+    packet.pull(l3 + IPV4_LEN);
+    let kind: u8 = packet.load(outer.l4)?;
+    match outer.family {
+        Family::Ipv4 if is_error_v4(kind) => parse::ipv4(packet, l3, quoted).ok()?,
+        Family::Ipv6 if is_error_v6(kind) => {
+            packet.pull(l3 + IPV6_LEN);
+            parse::ipv6(packet, l3, quoted).ok()?;
+        }
+        Family::Ipv4 | Family::Ipv6 => return None,
+    }
+    if quoted.fragment == Fragment::Later {
+        return None;
+    }
+    // An error quotes at least eight bytes of the transport header (RFC 792), mostly more.
+    packet.pull(quoted.l4 + 8);
+    packet.pull(quoted.l4 + TCP_CHECKSUM + 2);
+    parse::ports(packet, quoted).ok()?;
+    Protocol::from_number(quoted.protocol)
+}
+
+/// Destination unreachable, source quench, time exceeded, parameter problem (RFC 792).
+#[inline(always)]
+const fn is_error_v4(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 11 | 12)
+}
+
+/// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+#[inline(always)]
+const fn is_error_v6(kind: u8) -> bool {
+    matches!(kind, 1..=4)
+}
+
+#[inline(always)]
+fn rewrite<P: Packet>(packet: &mut P, outer: &Headers, quoted: &Headers, to: &Tuple) -> Option<()> {
+    let inside = rewrite_quoted(packet, quoted, to)?;
+    let from = &quoted.tuple;
+    let addresses = Tuple {
+        src: if outer.tuple.src == from.dst {
+            to.dst
+        } else {
+            outer.tuple.src
+        },
+        dst: if outer.tuple.dst == from.src {
+            to.src
+        } else {
+            outer.tuple.dst
+        },
+        ..*to
+    };
+    let pseudo = super::nat::addresses(packet, outer, &addresses)?;
+    // ICMPv6 checksums cover the addresses (RFC 4443, 2.3), ICMP ones do not.
+    let change = match outer.family {
+        Family::Ipv4 => inside,
+        Family::Ipv6 => inside.plus(pseudo),
+    };
+    let checksum: u16 = packet.load(outer.l4 + CHECKSUM)?;
+    packet.store(outer.l4 + CHECKSUM, change.applied_to(checksum))
+}
+
+/// Rewrites the quoted packet. Returns the difference of all its words.
+#[inline(always)]
+fn rewrite_quoted<P: Packet>(packet: &mut P, quoted: &Headers, to: &Tuple) -> Option<Sum> {
+    let addresses = super::nat::addresses(packet, quoted, to)?;
+    let from_ports = [quoted.tuple.src_port, quoted.tuple.dst_port];
+    let to_ports = [to.src_port, to.dst_port];
+    packet.store(quoted.l4, to_ports)?;
+    let ports = Sum::ZERO.change32(bytemuck::cast(from_ports), bytemuck::cast(to_ports));
+    let checksum = rewrite_checksum(packet, quoted, addresses.plus(ports));
+    // The words of an IPv4 header and its checksum cancel out.
+    let header = match quoted.family {
+        Family::Ipv4 => Sum::ZERO,
+        Family::Ipv6 => addresses,
+    };
+    Some(header.plus(ports).plus(checksum))
+}
+
+/// Rewrites the quoted transport checksum if it is there. Returns its difference.
+///
+/// Nobody verifies it, but the quote should be what the client sent. An SCTP checksum covers what
+/// is not quoted and has to stay.
+#[inline(always)]
+fn rewrite_checksum<P: Packet>(packet: &mut P, quoted: &Headers, change: Sum) -> Sum {
+    let is_udp = quoted.protocol == Protocol::Udp.number();
+    let at = match Protocol::from_number(quoted.protocol) {
+        Some(Protocol::Tcp) => quoted.l4 + TCP_CHECKSUM,
+        Some(Protocol::Udp) => quoted.l4 + UDP_CHECKSUM,
+        Some(Protocol::Sctp) | None => return Sum::ZERO,
+    };
+    let Some(from) = packet.load::<u16>(at) else {
+        return Sum::ZERO;
+    };
+    if from == 0 && is_udp {
+        return Sum::ZERO;
+    }
+    let to = change.applied_to(from);
+    match packet.store(at, to) {
+        Some(()) => Sum::ZERO.change16(from, to),
+        None => Sum::ZERO,
+    }
+}

@@ -1,0 +1,193 @@
+//! What comes in from the client's side of a device.
+
+use super::conntrack::{is_over, remove_twin, touch};
+use super::open::{Opened, open};
+use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
+use super::{Count, Packet, Tables, icmp, nat, reply};
+use crate::abi::{
+    Drop, Family, Flow, FlowKey, FlowRole, FlowState, FragmentKey, FragmentPorts, Pass, Protocol,
+    Rewrite, Side, Verdict,
+};
+
+/// Decides about a packet from a client, and rewrites it if it is for a Service.
+#[inline(always)]
+pub fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let verdict = decide(packet, tables);
+    if verdict.is_returned() && reply::turn_ethernet(packet).is_none() {
+        return Verdict::Drop(Drop::Write);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let mut headers = Headers::EMPTY;
+    let protocol = match classify(packet, tables, Side::Ingress, &mut headers) {
+        Class::Segment(protocol) => protocol,
+        Class::Icmp => return icmp::translate(packet, tables, &headers, Side::Ingress),
+        Class::Other(reason) => return Verdict::Pass(reason),
+    };
+    let key = key(&headers, Side::Ingress);
+    let hit = tables.with_flow(&key, |flow| known(packet, tables, &headers, protocol, flow));
+    match hit {
+        Some(Hit::Done(verdict)) => return verdict,
+        Some(Hit::Gone) => return reply::gone(packet, &headers, protocol),
+        Some(Hit::Over) => tables.remove_flow(&key),
+        None if headers.fragment == Fragment::Later => {
+            return Verdict::Pass(Pass::UnknownFragment);
+        }
+        None => {}
+    }
+    match open(packet, tables, &headers, protocol) {
+        Opened::Done(verdict) => verdict,
+        Opened::NoEndpoints => reply::no_endpoints(packet, &headers, protocol),
+    }
+}
+
+/// What a flow's record makes of a packet.
+enum Hit {
+    /// All is decided.
+    Done(Verdict),
+    /// The flow is over, or its backend gone, and the packet may open another.
+    Over,
+    /// The backend is gone, and the flow cannot move.
+    Gone,
+}
+
+#[inline(always)]
+fn known<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    protocol: Protocol,
+    flow: &mut Flow,
+) -> Hit {
+    let is_forward = flow.role == FlowRole::Forward as u8;
+    if is_forward {
+        if is_over_for(tables, headers, protocol, flow) {
+            remove_twin(tables, flow, protocol.number());
+            return Hit::Over;
+        }
+        if is_stale(tables, flow) {
+            return Hit::Gone;
+        }
+    }
+    if let Err(drop) = nat::rewrite(packet, tables, headers, protocol, &flow.to) {
+        return Hit::Done(Verdict::Drop(drop));
+    }
+    touch(tables, flow, protocol.number(), headers.signal);
+    tables.count(flow.service, packet.len(), Count::Packet);
+    Hit::Done(Verdict::Rewrite(match (is_forward, flow.turn_back != 0) {
+        (true, false) => Rewrite::Forward,
+        (false, false) => Rewrite::Reverse,
+        (true, true) => Rewrite::HairpinForward,
+        (false, true) => Rewrite::HairpinReverse,
+    }))
+}
+
+/// Whether the flow's backend is gone: its id has begun another life.
+#[inline(always)]
+fn is_stale<T: Tables>(tables: &T, flow: &Flow) -> bool {
+    tables
+        .backend(flow.backend)
+        .is_none_or(|backend| backend.generation != flow.generation)
+}
+
+/// Whether this packet may open a flow in place of the one that is known.
+#[inline(always)]
+fn is_over_for<T: Tables>(tables: &T, headers: &Headers, protocol: Protocol, flow: &Flow) -> bool {
+    let opens = headers.signal == Signal::Open;
+    let was_closed = opens && FlowState::from_number(flow.state).is_none_or(is_over);
+    was_closed || ((opens || protocol == Protocol::Udp) && is_stale(tables, flow))
+}
+
+/// The record's key of a packet.
+#[inline(always)]
+pub(super) const fn key(headers: &Headers, side: Side) -> FlowKey {
+    FlowKey {
+        tuple: headers.tuple,
+        protocol: headers.protocol,
+        side: side as u8,
+        _pad: 0,
+    }
+}
+
+/// What kind of packet this is to the datapath.
+pub(super) enum Class {
+    /// It may belong to a flow.
+    Segment(Protocol),
+    /// ICMP or ICMPv6, perhaps an error that quotes a packet of a flow.
+    Icmp,
+    /// Neither.
+    Other(Pass),
+}
+
+/// Parses a packet; one that is a later fragment gets the ports of the first.
+#[inline(always)]
+pub(super) fn classify<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    side: Side,
+    headers: &mut Headers,
+) -> Class {
+    if let Err(reason) = parse::ethernet(packet, headers) {
+        return Class::Other(reason);
+    }
+    let Some(protocol) = Protocol::from_number(headers.protocol) else {
+        return if is_icmp(headers) {
+            Class::Icmp
+        } else {
+            Class::Other(Pass::OtherProtocol)
+        };
+    };
+    let parsed = match headers.fragment {
+        Fragment::Whole => parse::transport(packet, headers, protocol),
+        Fragment::First => parse::transport(packet, headers, protocol)
+            .map(|()| remember_fragment(tables, headers, side)),
+        Fragment::Later => recall_fragment(tables, headers, side),
+    };
+    match parsed {
+        Ok(()) => Class::Segment(protocol),
+        Err(reason) => Class::Other(reason),
+    }
+}
+
+#[inline(always)]
+fn is_icmp(headers: &Headers) -> bool {
+    let protocol = match headers.family {
+        Family::Ipv4 => ICMP,
+        Family::Ipv6 => ICMPV6,
+    };
+    headers.protocol == protocol && headers.fragment == Fragment::Whole
+}
+
+#[inline(always)]
+const fn fragment_key(headers: &Headers, side: Side) -> FragmentKey {
+    FragmentKey {
+        src: headers.tuple.src,
+        dst: headers.tuple.dst,
+        id: headers.fragment_id,
+        protocol: headers.protocol,
+        side: side as u8,
+        _pad: 0,
+    }
+}
+
+#[inline(never)]
+fn recall_fragment<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Result<(), Pass> {
+    let ports = tables
+        .fragment(&fragment_key(headers, side))
+        .ok_or(Pass::UnknownFragment)?;
+    headers.tuple.src_port = ports.src_port;
+    headers.tuple.dst_port = ports.dst_port;
+    Ok(())
+}
+
+#[inline(never)]
+fn remember_fragment<T: Tables>(tables: &T, headers: &Headers, side: Side) {
+    let ports = FragmentPorts {
+        src_port: headers.tuple.src_port,
+        dst_port: headers.tuple.dst_port,
+    };
+    tables.put_fragment(&fragment_key(headers, side), &ports);
+}

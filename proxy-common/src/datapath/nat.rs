@@ -1,0 +1,98 @@
+//! Rewriting addresses and ports, checksums included.
+
+use super::checksum::Sum;
+use super::parse::{Fragment, Headers};
+use super::{Packet, Tables, crc32c};
+use crate::abi::{Drop, Family, Protocol, Tuple};
+
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: u32 = 16;
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECKSUM: u32 = 6;
+/// Offset of the checksum in an SCTP header.
+pub const SCTP_CHECKSUM: u32 = 8;
+
+/// Gives the packet the addresses and ports of `to`.
+///
+/// # Errors
+///
+/// The packet cannot be written, or is a piece of an SCTP packet whose ports would change: the
+/// CRC32c covers the whole packet, whose length no piece tells.
+#[inline(always)]
+pub fn rewrite<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    protocol: Protocol,
+    to: &Tuple,
+) -> Result<(), Drop> {
+    let addresses = addresses(packet, headers, to).ok_or(Drop::Write)?;
+    if headers.fragment == Fragment::Later {
+        return Ok(());
+    }
+    let from = ports(&headers.tuple);
+    let to = ports(to);
+    match protocol {
+        Protocol::Tcp | Protocol::Udp => {
+            let is_udp = protocol == Protocol::Udp;
+            let checksum = headers.l4 + if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+            let body = Sum::ZERO.change32(from, to);
+            packet
+                .store(headers.l4, to)
+                .and_then(|()| packet.repair(checksum, addresses, body, is_udp))
+                .ok_or(Drop::Write)
+        }
+        Protocol::Sctp if from == to => Ok(()),
+        Protocol::Sctp if headers.fragment == Fragment::First => Err(Drop::SctpFragment),
+        Protocol::Sctp => sctp_ports(packet, tables, headers, from, to).ok_or(Drop::Write),
+    }
+}
+
+/// Both ports as they stand at the start of every transport header.
+#[inline(always)]
+fn ports(tuple: &Tuple) -> u32 {
+    bytemuck::cast([tuple.src_port.network(), tuple.dst_port.network()])
+}
+
+/// Rewrites the addresses and, for IPv4, the header's checksum. Returns their difference.
+#[inline(always)]
+pub fn addresses<P: Packet>(packet: &mut P, headers: &Headers, to: &Tuple) -> Option<Sum> {
+    match headers.family {
+        Family::Ipv4 => {
+            let difference = Sum::ZERO
+                .change32(headers.tuple.src.v4_word(), to.src.v4_word())
+                .change32(headers.tuple.dst.v4_word(), to.dst.v4_word());
+            let checksum: u16 = packet.load(headers.l3 + 10)?;
+            packet.store(headers.l3 + 10, difference.applied_to(checksum))?;
+            packet.store(headers.l3 + 12, [to.src.v4_word(), to.dst.v4_word()])?;
+            Some(difference)
+        }
+        Family::Ipv6 => {
+            packet.store(headers.l3 + 8, [to.src, to.dst])?;
+            Some(
+                Sum::ZERO
+                    .change128(headers.tuple.src.words(), to.src.words())
+                    .change128(headers.tuple.dst.words(), to.dst.words()),
+            )
+        }
+    }
+}
+
+/// Rewrites the ports of an SCTP packet. Its checksum knows nothing of addresses.
+#[inline(always)]
+fn sctp_ports<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    from: u32,
+    to: u32,
+) -> Option<()> {
+    let at = headers.l4 + SCTP_CHECKSUM;
+    let checksum: u32 = packet.load(at)?;
+    // 0: the device is still to fill it in, from the ports that it finds then.
+    if checksum != 0 {
+        let shift = tables.crc_shift(headers.l4_len)?;
+        packet.store(at, checksum ^ crc32c::difference(from, to, shift))?;
+    }
+    packet.store(headers.l4, to)
+}

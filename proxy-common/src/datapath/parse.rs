@@ -1,0 +1,372 @@
+//! From bytes to [`Headers`]: the only place that knows how long a header is.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Packet;
+use crate::abi::{Addr, Family, Pass, Port, Protocol, Tuple};
+
+/// Length of an Ethernet header (IEEE 802.3), bytes.
+pub const ETHERNET_LEN: u32 = 14;
+/// Length of an IPv4 header without options, bytes.
+pub const IPV4_LEN: u32 = 20;
+/// Length of an IPv6 header without extensions, bytes.
+pub const IPV6_LEN: u32 = 40;
+/// Length of a TCP header without options, bytes.
+pub const TCP_LEN: u32 = 20;
+/// Length of an ICMP or ICMPv6 header with its four bytes of parameters.
+pub const ICMP_LEN: u32 = 8;
+/// IANA number of ICMP.
+pub const ICMP: u8 = 1;
+/// IANA number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+
+/// EtherType of IPv4, network order.
+pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+/// EtherType of IPv6, network order.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+
+/// An IPv4 header without options (RFC 791), network order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv4Header {
+    /// Version 4 and header length in words.
+    pub version_ihl: u8,
+    /// Differentiated services.
+    pub tos: u8,
+    /// Length of header and payload in bytes.
+    pub total_len: u16,
+    /// Identification of a datagram in pieces.
+    pub id: u16,
+    /// Three flags and the fragment offset in units of 8 bytes.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Checksum of the header.
+    pub checksum: u16,
+    /// Source address.
+    pub src: u32,
+    /// Destination address.
+    pub dst: u32,
+}
+
+/// An IPv6 header (RFC 8200), network order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Header {
+    /// Version 6, traffic class, flow label.
+    pub version_class_flow: u32,
+    /// Length of all that follows this header, bytes.
+    pub payload_len: u16,
+    /// What follows this header.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub src: [u32; 4],
+    /// Destination address.
+    pub dst: [u32; 4],
+}
+
+/// An IPv6 fragment header (RFC 8200, 4.5), network order.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Ipv6Fragment {
+    next_header: u8,
+    reserved: u8,
+    offset_flags: u16,
+    id: u32,
+}
+
+/// Whether a packet is a piece of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fragment {
+    /// It is whole.
+    Whole,
+    /// The first piece, with the transport header.
+    First,
+    /// Another piece.
+    Later,
+}
+
+/// What the headers of a packet say.
+///
+/// Filled in place from the outside inwards: the kernel gives a program 512 bytes of stack, too
+/// few to pass descriptions around.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Headers {
+    /// Which of the two IP headers it is.
+    pub family: Family,
+    /// IANA number of the transport protocol.
+    pub protocol: u8,
+    /// Whether the datagram is in pieces.
+    pub fragment: Fragment,
+    /// What the packet means to the flow.
+    pub signal: Signal,
+    /// Identification of the datagram in pieces, network order; IPv4's 16 bits as a number.
+    pub fragment_id: u32,
+    /// Offset of the IP header in the packet, bytes.
+    pub l3: u32,
+    /// Offset of the transport header in the packet, bytes.
+    pub l4: u32,
+    /// Bytes from the transport header to the end of the IP packet, by the IP header's account.
+    pub l4_len: u32,
+    /// Addresses and, where there are any, ports.
+    pub tuple: Tuple,
+}
+
+impl Headers {
+    /// Nothing known yet.
+    pub const EMPTY: Self = Self {
+        family: Family::Ipv4,
+        protocol: 0,
+        fragment: Fragment::Whole,
+        signal: Signal::Data,
+        fragment_id: 0,
+        l3: ETHERNET_LEN,
+        l4: 0,
+        l4_len: 0,
+        tuple: Tuple {
+            src: Addr::UNSPECIFIED,
+            dst: Addr::UNSPECIFIED,
+            src_port: Port::ZERO,
+            dst_port: Port::ZERO,
+        },
+    };
+}
+
+/// Reads the link-layer and IP headers of an Ethernet frame.
+///
+/// # Errors
+///
+/// Not IP, or malformed.
+#[inline(always)]
+pub fn ethernet<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(), Pass> {
+    packet.pull(ETHERNET_LEN + IPV4_LEN);
+    let ethertype: u16 = packet.load(12).ok_or(Pass::Malformed)?;
+    if ethertype == ETHERTYPE_IPV4 {
+        ipv4(packet, ETHERNET_LEN, headers)
+    } else if ethertype == ETHERTYPE_IPV6 {
+        packet.pull(ETHERNET_LEN + IPV6_LEN);
+        ipv6(packet, ETHERNET_LEN, headers)
+    } else {
+        Err(Pass::NotIp)
+    }
+}
+
+/// Reads an IPv4 header at `l3`, which has been pulled.
+///
+/// # Errors
+///
+/// Malformed: cut short, another version, or lengths that contradict each other.
+#[inline(always)]
+pub fn ipv4<P: Packet>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Pass> {
+    const MORE: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
+    let header: Ipv4Header = packet.load(l3).ok_or(Pass::Malformed)?;
+    let header_len = u32::from(header.version_ihl & 0xf) * 4;
+    let total_len = u32::from(u16::from_be(header.total_len));
+    if header.version_ihl >> 4 != 4 || header_len < IPV4_LEN || total_len < header_len {
+        return Err(Pass::Malformed);
+    }
+    let piece = u16::from_be(header.fragment);
+    headers.family = Family::Ipv4;
+    headers.protocol = header.protocol;
+    headers.fragment = fragment(piece & OFFSET, piece & MORE != 0);
+    headers.fragment_id = u32::from(header.id);
+    headers.l3 = l3;
+    headers.l4 = l3 + header_len;
+    headers.l4_len = total_len - header_len;
+    headers.tuple.src = Addr::from_v4_word(header.src);
+    headers.tuple.dst = Addr::from_v4_word(header.dst);
+    Ok(())
+}
+
+#[inline(always)]
+const fn fragment(offset: u16, more: bool) -> Fragment {
+    match (offset, more) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    }
+}
+
+/// Reads an IPv6 header at `l3`, which has been pulled, and the extensions behind it.
+///
+/// # Errors
+///
+/// Malformed: cut short, another version, or more extensions than any honest packet has.
+#[inline(always)]
+pub fn ipv6<P: Packet>(packet: &mut P, l3: u32, headers: &mut Headers) -> Result<(), Pass> {
+    let header: Ipv6Header = packet.load(l3).ok_or(Pass::Malformed)?;
+    if u32::from_be(header.version_class_flow) >> 28 != 6 {
+        return Err(Pass::Malformed);
+    }
+    headers.family = Family::Ipv6;
+    headers.protocol = header.next_header;
+    headers.fragment = Fragment::Whole;
+    headers.fragment_id = 0;
+    headers.l3 = l3;
+    headers.l4 = l3 + IPV6_LEN;
+    headers.l4_len = u32::from(u16::from_be(header.payload_len));
+    headers.tuple.src = Addr::from_words(header.src);
+    headers.tuple.dst = Addr::from_words(header.dst);
+    if is_extension(headers.protocol) {
+        walk_extensions(packet, headers)
+    } else {
+        Ok(())
+    }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
+    )
+}
+
+/// Extension headers that are followed at most; RFC 8200, 4.1 knows no packet with more kinds.
+const MAX_EXTENSIONS: u32 = 6;
+
+/// Out of line: rare, and a loop that the hot path should not carry.
+#[inline(never)]
+fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(), Pass> {
+    for _ in 0..MAX_EXTENSIONS {
+        // What cannot be reached any more is not honest either; the verifier wants the bound.
+        let at = headers.l4 & 0x3fff;
+        packet.pull(at + 8);
+        let [next_header, len]: [u8; 2] = packet.load(at).ok_or(Pass::Malformed)?;
+        let bytes = match headers.protocol {
+            FRAGMENT => {
+                let piece: Ipv6Fragment = packet.load(at).ok_or(Pass::Malformed)?;
+                let offset_flags = u16::from_be(piece.offset_flags);
+                headers.fragment = fragment(offset_flags >> 3, offset_flags & 1 != 0);
+                headers.fragment_id = piece.id;
+                8
+            }
+            AUTHENTICATION => (u32::from(len) + 2) * 4,
+            _ => (u32::from(len) + 1) * 8,
+        };
+        headers.protocol = next_header;
+        headers.l4 = at + bytes;
+        headers.l4_len = headers.l4_len.checked_sub(bytes).ok_or(Pass::Malformed)?;
+        // Behind the fragment header of a later piece stands payload.
+        if headers.fragment == Fragment::Later || !is_extension(next_header) {
+            return Ok(());
+        }
+    }
+    Err(Pass::Malformed)
+}
+
+/// What a packet means to the state of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// TCP SYN, or SCTP INIT: opens a flow.
+    Open,
+    /// TCP SYN and ACK.
+    OpenAnswer,
+    /// SCTP COOKIE ECHO.
+    CookieEcho,
+    /// SCTP COOKIE ACK.
+    CookieAck,
+    /// Anything else that carries a flow on.
+    Data,
+    /// TCP FIN, or SCTP SHUTDOWN or SHUTDOWN ACK.
+    Close,
+    /// SCTP SHUTDOWN COMPLETE.
+    Closed,
+    /// TCP RST, or SCTP ABORT.
+    Abort,
+}
+
+/// TCP flag FIN.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP flag SYN.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP flag RST.
+pub const TCP_RST: u8 = 0x04;
+/// TCP flag ACK.
+pub const TCP_ACK: u8 = 0x10;
+
+/// Reads the transport header of a packet that has one, which is every one but a later fragment.
+///
+/// # Errors
+///
+/// Malformed: cut short.
+#[inline(always)]
+pub fn transport<P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers,
+    protocol: Protocol,
+) -> Result<(), Pass> {
+    packet.pull(headers.l4 + transport_len(protocol));
+    ports(packet, headers)?;
+    headers.signal = match protocol {
+        Protocol::Tcp => tcp_signal(packet.load(headers.l4 + 13).ok_or(Pass::Malformed)?),
+        Protocol::Udp => Signal::Data,
+        Protocol::Sctp => sctp_signal(packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?),
+    };
+    Ok(())
+}
+
+/// Reads both ports, which have been pulled.
+///
+/// # Errors
+///
+/// Malformed: cut short.
+#[inline(always)]
+pub fn ports<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Pass> {
+    let [src_port, dst_port]: [u16; 2] = packet.load(headers.l4).ok_or(Pass::Malformed)?;
+    headers.tuple.src_port = Port::from_network(src_port);
+    headers.tuple.dst_port = Port::from_network(dst_port);
+    Ok(())
+}
+
+/// Bytes of the transport header that are looked at.
+#[inline(always)]
+const fn transport_len(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => TCP_LEN,
+        Protocol::Udp => 8,
+        Protocol::Sctp => 13,
+    }
+}
+
+#[inline(always)]
+const fn tcp_signal(flags: u8) -> Signal {
+    if flags & TCP_RST != 0 {
+        Signal::Abort
+    } else if flags & TCP_SYN != 0 {
+        if flags & TCP_ACK != 0 {
+            Signal::OpenAnswer
+        } else {
+            Signal::Open
+        }
+    } else if flags & TCP_FIN != 0 {
+        Signal::Close
+    } else {
+        Signal::Data
+    }
+}
+
+/// By the type of the first chunk (RFC 9260, 3.2).
+#[inline(always)]
+const fn sctp_signal(chunk: u8) -> Signal {
+    match chunk {
+        1 => Signal::Open,
+        6 => Signal::Abort,
+        7 | 8 => Signal::Close,
+        10 => Signal::CookieEcho,
+        11 => Signal::CookieAck,
+        14 => Signal::Closed,
+        _ => Signal::Data,
+    }
+}

@@ -1,0 +1,154 @@
+//! Choosing a backend.
+
+use super::Tables;
+use crate::abi::{
+    Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, Protocol, Tuple,
+};
+
+/// Why a frontend has no backend for a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No endpoints at all (rule R65).
+    NoEndpoints,
+    /// Endpoints, but none here (rule R66).
+    NoLocalEndpoint,
+    /// The maps contradict each other.
+    Inconsistent,
+}
+
+/// A backend and its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// The id.
+    pub id: u32,
+    /// The backend.
+    pub backend: Backend,
+}
+
+/// Chooses the backend of a new flow (rules R36, R111 to R117).
+///
+/// # Errors
+///
+/// There is none.
+#[inline(always)]
+pub fn select_backend<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    tuple: &Tuple,
+    protocol: Protocol,
+    now: u64,
+) -> Result<Chosen, Refusal> {
+    let (first, count) = candidates(frontend);
+    if count == 0 {
+        let rejects = frontend.flags.contains(FrontendFlags::REJECT);
+        return Err(if rejects {
+            Refusal::NoEndpoints
+        } else {
+            Refusal::NoLocalEndpoint
+        });
+    }
+    if frontend.affinity_seconds == 0 {
+        return by_hash(tables, frontend, first, count, tuple, protocol);
+    }
+    let key = AffinityKey {
+        client: tuple.src,
+        service: frontend.service,
+    };
+    let chosen = match remembered(tables, frontend, &key, now) {
+        Some(chosen) => chosen,
+        None => by_hash(tables, frontend, first, count, tuple, protocol)?,
+    };
+    let memory = Affinity {
+        backend: chosen.id,
+        generation: chosen.backend.generation,
+        last_used: now,
+    };
+    tables.put_affinity(&key, &memory);
+    Ok(chosen)
+}
+
+/// First slot and size of the set that the frontend's traffic policy allows.
+#[inline(always)]
+const fn candidates(frontend: &Frontend) -> (u32, u32) {
+    if frontend.flags.contains(FrontendFlags::LOCAL_ONLY) {
+        (frontend.first_slot, frontend.n_local)
+    } else {
+        (
+            frontend.first_slot.wrapping_add(frontend.cluster_offset),
+            frontend.n_cluster,
+        )
+    }
+}
+
+/// The choice is a function of flow and Service: a record that is lost is made anew with the same
+/// backend while the set is unchanged.
+#[inline(always)]
+fn by_hash<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    first: u32,
+    count: u32,
+    tuple: &Tuple,
+    protocol: Protocol,
+) -> Result<Chosen, Refusal> {
+    let hash = hash(tuple, protocol, frontend.service);
+    let position = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
+    tables
+        .slot(first.wrapping_add(position))
+        .and_then(|id| live(tables, id))
+        .ok_or(Refusal::Inconsistent)
+}
+
+#[inline(always)]
+fn live<T: Tables>(tables: &T, id: u32) -> Option<Chosen> {
+    let backend = tables.backend(id)?;
+    (backend.state != BackendState::Gone as u8).then_some(Chosen { id, backend })
+}
+
+/// The backend that this client got last, if it came soon enough and the backend still serves.
+#[inline(always)]
+fn remembered<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    key: &AffinityKey,
+    now: u64,
+) -> Option<Chosen> {
+    const SECOND: u64 = 1_000_000_000;
+    let memory = tables.affinity(key)?;
+    let chosen = live(tables, memory.backend)?;
+    let is_same = chosen.backend.generation == memory.generation;
+    let is_recent =
+        now.wrapping_sub(memory.last_used) <= u64::from(frontend.affinity_seconds) * SECOND;
+    let is_allowed = chosen.backend.state == BackendState::Active as u8
+        && (chosen.backend.is_local != 0 || !frontend.flags.contains(FrontendFlags::LOCAL_ONLY));
+    (is_same && is_recent && is_allowed).then_some(chosen)
+}
+
+/// A hash of the flow, keyed by Service: rounds and finish of MurmurHash3 (x86, 32 bits).
+#[inline(always)]
+pub fn hash(tuple: &Tuple, protocol: Protocol, service: u32) -> u32 {
+    let [a, b, c, d] = tuple.src.words();
+    let ports = u32::from(tuple.src_port.network()) << 16 | u32::from(tuple.dst_port.network());
+    let seed = service ^ (protocol.number() as u32) << 24;
+    finish(mix(mix(mix(mix(mix(seed, a), b), c), d), ports))
+}
+
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let word = word
+        .wrapping_mul(0xcc9e_2d51)
+        .rotate_left(15)
+        .wrapping_mul(0x1b87_3593);
+    (hash ^ word)
+        .rotate_left(13)
+        .wrapping_mul(5)
+        .wrapping_add(0xe654_6b64)
+}
+
+/// Lets every bit of the input reach every bit of the hash.
+#[inline(always)]
+pub const fn finish(hash: u32) -> u32 {
+    let hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    let hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}

@@ -1,0 +1,78 @@
+//! The questions that the datapath asks of maps and environment.
+
+use crate::abi::{
+    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, Settings,
+};
+
+/// Outcome of [`Tables::claim_flow`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The record is in the table now.
+    Ours,
+    /// There was one already, and it stays.
+    Taken,
+    /// The table refused.
+    Failed,
+}
+
+/// What is counted for a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// A translated packet.
+    Packet,
+    /// A translated packet that opened a flow.
+    Flow,
+    /// A packet that would have opened a flow.
+    Refused,
+}
+
+/// Maps and clock.
+///
+/// All methods take `&self`: in the kernel there is nothing to borrow, other CPUs write too.
+pub trait Tables {
+    /// Nanoseconds of `CLOCK_MONOTONIC`, to within a few milliseconds.
+    fn now(&self) -> u64;
+
+    /// This node's settings.
+    fn settings(&self) -> Settings;
+
+    /// The frontend at this address, port and protocol.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+
+    /// Id of the backend at a position of a frontend's block.
+    fn slot(&self, index: u32) -> Option<u32>;
+
+    /// The backend with this id.
+    fn backend(&self, id: u32) -> Option<Backend>;
+
+    /// Runs `act` on the flow record in place.
+    fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+
+    /// Inserts a flow record if there is none yet.
+    fn claim_flow(&self, key: &FlowKey, flow: &Flow) -> Claim;
+
+    /// Inserts or replaces a flow record; `false` if the table refused.
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+
+    /// Forgets a flow record.
+    fn remove_flow(&self, key: &FlowKey);
+
+    /// What is remembered of a client with session affinity.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client's backend.
+    fn put_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// The ports of a datagram in pieces.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+
+    /// Remembers the ports of a datagram in pieces.
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+
+    /// `x^(8 × len) mod P` for the CRC32c of an SCTP packet, see [`super::crc32c`].
+    fn crc_shift(&self, len: u32) -> Option<u32>;
+
+    /// Counts a packet of `bytes` bytes for a Service.
+    fn count(&self, service: u32, bytes: u32, what: Count);
+}

@@ -1,0 +1,183 @@
+//! The maps, in memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendState, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendFlags, FrontendKey, Port, Protocol, ServiceCounters, Settings,
+};
+use crate::datapath::{Claim, Count, Tables, crc32c};
+
+/// Maps and clock, with everything open to the test.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The map `FRONTENDS`.
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    /// The map `SLOTS`.
+    pub slots: Vec<u32>,
+    /// The map `BACKENDS`.
+    pub backends: Vec<Backend>,
+    /// The map `FLOWS`.
+    pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// The map `AFFINITY`.
+    pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
+    /// The map `FRAGMENTS`.
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    /// The map `SERVICE_COUNTERS`.
+    pub counters: RefCell<HashMap<u32, ServiceCounters>>,
+    /// The entry of the map `SETTINGS`.
+    pub settings: Settings,
+    /// The time.
+    pub now: Cell<u64>,
+}
+
+impl Memory {
+    /// Adds a frontend whose cluster set has these backends, all active and remote.
+    /// Returns the service id.
+    pub fn serve(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: Protocol,
+        backends: &[SocketAddr],
+    ) -> u32 {
+        let service = u32::try_from(self.frontends.len()).expect("few frontends") + 1;
+        let first_slot = u32::try_from(self.slots.len()).expect("few slots");
+        for backend in backends {
+            self.slots
+                .push(u32::try_from(self.backends.len()).expect("few backends"));
+            self.backends.push(Backend {
+                addr: backend.ip().into(),
+                service,
+                generation: 1,
+                port: Port::new(backend.port()),
+                state: BackendState::Active as u8,
+                is_local: 0,
+            });
+        }
+        let empty = backends.is_empty();
+        let flags = if empty {
+            FrontendFlags::REJECT
+        } else {
+            FrontendFlags::NONE
+        };
+        let value = Frontend {
+            service,
+            flags,
+            first_slot,
+            n_local: 0,
+            cluster_offset: 0,
+            n_cluster: u32::try_from(backends.len()).expect("few backends"),
+            affinity_seconds: 0,
+        };
+        let key = FrontendKey::exact(frontend.ip().into(), Port::new(frontend.port()), protocol);
+        assert!(
+            self.frontends.insert(key, value).is_none(),
+            "one frontend a test"
+        );
+        service
+    }
+
+    /// The endpoint with this address is removed: its backends begin another life.
+    pub fn remove_backends_at(&mut self, ip: IpAddr) {
+        for backend in self
+            .backends
+            .iter_mut()
+            .filter(|backend| backend.addr == Addr::from(ip))
+        {
+            backend.state = BackendState::Gone as u8;
+            backend.generation += 1;
+        }
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, nanoseconds: u64) {
+        self.now.set(self.now.get() + nanoseconds);
+    }
+}
+
+impl Tables for Memory {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(index as usize).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.get(id as usize).copied()
+    }
+
+    fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        let mut flow = self.flows.borrow().get(key).copied()?;
+        let result = act(&mut flow);
+        let _before = self.flows.borrow_mut().insert(*key, flow);
+        Some(result)
+    }
+
+    fn claim_flow(&self, key: &FlowKey, flow: &Flow) -> Claim {
+        let mut flows = self.flows.borrow_mut();
+        if flows.contains_key(key) {
+            return Claim::Taken;
+        }
+        let _none = flows.insert(*key, *flow);
+        Claim::Ours
+    }
+
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        let _before = self.flows.borrow_mut().insert(*key, *flow);
+        true
+    }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        let _gone = self.flows.borrow_mut().remove(key);
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn put_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        let _before = self.affinity.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        let _before = self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn crc_shift(&self, len: u32) -> Option<u32> {
+        crc32c::shifts().nth(len as usize)
+    }
+
+    fn count(&self, service: u32, bytes: u32, what: Count) {
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters.entry(service).or_default();
+        let one = match what {
+            Count::Refused => ServiceCounters {
+                refused: 1,
+                ..Default::default()
+            },
+            Count::Packet | Count::Flow => ServiceCounters {
+                packets: 1,
+                bytes: u64::from(bytes),
+                flows: u64::from(what == Count::Flow),
+                refused: 0,
+            },
+        };
+        *counters += one;
+    }
+}

@@ -1,0 +1,5 @@
+//! Contexts of the hooks as packets.
+
+mod skb;
+
+pub(crate) use skb::Skb;

@@ -1,0 +1,97 @@
+//! A socket buffer at a TC hook.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data};
+use aya_ebpf::programs::TcContext;
+use bytemuck::Pod;
+use proxy_common::datapath::Packet;
+use proxy_common::datapath::checksum::Difference;
+
+/// A packet that is read and written where it lies.
+pub(crate) struct Skb(*mut __sk_buff);
+
+impl Skb {
+    pub(crate) fn new(context: &TcContext) -> Self {
+        Self(context.skb.skb)
+    }
+
+    /// Index of the device.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel hands out a valid context for the length of the program.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// The `T` at `offset`, if all of it lies in the linear part.
+    #[inline(always)]
+    fn at<T: Pod>(&self, offset: u32) -> Option<*mut T> {
+        // SAFETY: the kernel hands out a valid context for the length of the program. `data` and
+        // `data_end` are read afresh each time, since helpers move them.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let start = data + offset as usize;
+        (start + size_of::<T>() <= end).then_some(start as *mut T)
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, len: u32) {
+        if self.at::<u8>(len - 1).is_none() && self.len() >= len {
+            // SAFETY: the context is valid. All pointers into the packet are made anew by `at`.
+            // What could not be pulled is found missing when it is read.
+            let _pulled = unsafe { bpf_skb_pull_data(self.0, len) };
+        }
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: `at` has checked the bounds, the verifier checks them again, and any bytes are
+        // a `T`. A packet's fields lie at even addresses at least, which BPF loads accept for
+        // every width wherever the kernel does not make up for it by NET_IP_ALIGN.
+        Some(unsafe { at.read() })
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: as in `load`; the kernel makes the linear part private before the first write.
+        unsafe { at.write(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn repair(
+        &mut self,
+        offset: u32,
+        pseudo: Difference,
+        body: Difference,
+        zero_is_none: bool,
+    ) -> Option<()> {
+        let zero = if zero_is_none {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        let pseudo_flags = zero | u64::from(BPF_F_PSEUDO_HDR);
+        let (pseudo, body) = (u64::from(pseudo.fold32()), u64::from(body.fold32()));
+        // SAFETY: the context is valid, and the helper checks `offset`.
+        let first = unsafe { bpf_l4_csum_replace(self.0, offset, 0, pseudo, pseudo_flags) };
+        // SAFETY: as above.
+        let second = unsafe { bpf_l4_csum_replace(self.0, offset, 0, body, zero) };
+        (first == 0 && second == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the context is valid; all pointers into the packet are made anew by `at`.
+        let done = unsafe { bpf_skb_change_tail(self.0, len, 0) };
+        (done == 0).then_some(())
+    }
+}

@@ -1,0 +1,161 @@
+//! The maps, and the datapath's questions to them.
+//!
+//! Sizes are defaults; the loader sets those in force.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use proxy_common::abi::{
+    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, ServiceCounters, ServiceName, Settings, Verdict, limits,
+};
+use proxy_common::datapath::{Claim, Count, Tables};
+
+use crate::kernel;
+
+#[map]
+static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
+#[map]
+static SLOTS: Array<u32> = Array::with_max_entries(limits::SLOTS, 0);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, 0);
+/// For people and tools: no program reads it.
+#[map]
+static SERVICES: HashMap<u32, ServiceName> = HashMap::with_max_entries(limits::SERVICES, 0);
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::FLOWS, 0);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(limits::AFFINITY, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
+    LruHashMap::with_max_entries(limits::FRAGMENTS, 0);
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static CRC_SHIFTS: Array<u32> = Array::with_max_entries(limits::CRC_SHIFTS, 0);
+#[map]
+static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> =
+    PerCpuArray::with_max_entries(limits::SERVICES, 0);
+#[map]
+static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(limits::OUTCOMES, 0);
+
+/// Counts what was decided about a packet.
+#[inline(always)]
+pub(crate) fn count_outcome(verdict: Verdict) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(verdict.index()) {
+        // SAFETY: this CPU's own value; programs at the same hook do not interrupt each other.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// The maps as the datapath sees them.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        kernel::now()
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Settings {
+        copy(SETTINGS.get_ptr(0)).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        copy(FRONTENDS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        copy(SLOTS.get_ptr(index))
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        copy(BACKENDS.get_ptr(id))
+    }
+
+    #[inline(always)]
+    fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        let flow = FLOWS.get_ptr_mut(key)?;
+        // SAFETY: the entry outlives the program (RCU). Another CPU may write it at the same time:
+        // every field is a word of its own, and each of its values is meaningful alone.
+        Some(act(unsafe { &mut *flow }))
+    }
+
+    #[inline(always)]
+    fn claim_flow(&self, key: &FlowKey, flow: &Flow) -> Claim {
+        const EEXIST: i32 = -17;
+        match FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Claim::Ours,
+            Err(EEXIST) => Claim::Taken,
+            Err(_) => Claim::Failed,
+        }
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        FLOWS.insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        // It may have been evicted already.
+        let _gone = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        copy(AFFINITY.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn put_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // A client that cannot be remembered is served all the same.
+        let _kept = AFFINITY.insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        copy(FRAGMENTS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // If it cannot be remembered, the later pieces are counted as unknown.
+        let _kept = FRAGMENTS.insert(key, ports, 0);
+    }
+
+    #[inline(always)]
+    fn crc_shift(&self, len: u32) -> Option<u32> {
+        copy(CRC_SHIFTS.get_ptr(len))
+    }
+
+    #[inline(always)]
+    fn count(&self, service: u32, bytes: u32, what: Count) {
+        let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service) else {
+            return;
+        };
+        // SAFETY: as in `count_outcome`.
+        let counters = unsafe { &mut *counters };
+        if what == Count::Refused {
+            counters.refused += 1;
+            return;
+        }
+        counters.packets += 1;
+        counters.bytes += u64::from(bytes);
+        if what == Count::Flow {
+            counters.flows += 1;
+        }
+    }
+}
+
+/// A copy of a map's value.
+#[inline(always)]
+fn copy<T: Copy>(value: Option<*const T>) -> Option<T> {
+    // SAFETY: the entry outlives the program (RCU), and all its bit patterns are valid.
+    value.map(|value| unsafe { *value })
+}
