@@ -65,6 +65,7 @@ fn pods_with_odd_links_talk() {
         announced_mss: Some(1400),
         checksum_offload: false,
         receive_offload: true,
+        ..PodOptions::default()
     };
     let (client, server) = (
         testbed.pod("client").unwrap(),

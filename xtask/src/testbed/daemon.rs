@@ -24,6 +24,7 @@ const LOG_TAIL: usize = 40;
 pub struct Beeline<'a> {
     testbed: &'a Testbed,
     binary: PathBuf,
+    manifests: PathBuf,
 }
 
 impl<'a> Beeline<'a> {
@@ -31,7 +32,20 @@ impl<'a> Beeline<'a> {
     /// takes its place.
     pub fn new(testbed: &'a Testbed, binary: impl Into<PathBuf>) -> Self {
         let binary = std::env::var_os("BEELINE_BIN").map_or_else(|| binary.into(), PathBuf::from);
-        Self { testbed, binary }
+        Self {
+            testbed,
+            binary,
+            manifests: testbed.manifests(),
+        }
+    }
+
+    /// Reads manifests from another folder than the testbed's.
+    #[must_use]
+    pub fn with_manifests(self, manifests: impl Into<PathBuf>) -> Self {
+        Self {
+            manifests: manifests.into(),
+            ..self
+        }
     }
 
     /// The file of the command.
@@ -89,8 +103,8 @@ impl<'a> Beeline<'a> {
             .with_context(|| format!("read JSON of `beeline` with {args:?}"))
     }
 
-    /// Starts `beeline run` with the testbed's manifests and further arguments, and waits until
-    /// every Service is programmed.
+    /// Starts `beeline run` with the manifests and further arguments, and waits until every
+    /// Service is programmed.
     ///
     /// # Errors
     /// It ends, or is not ready in a minute; the end of its log is part of the error.
@@ -112,7 +126,7 @@ impl<'a> Beeline<'a> {
         // Its own group: a Ctrl-C is the testbed's to pass on.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
-            .arg(self.testbed.manifests())
+            .arg(&self.manifests)
             .args(["--node-name", super::NODE_NAME])
             .args(args)
             .stdout(file.try_clone().context("share the log")?)

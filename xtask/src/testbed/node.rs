@@ -29,6 +29,8 @@ impl Layout {
 /// What is special about a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct PodOptions {
+    /// The last number of its addresses; the next free one from 101 on if `None`.
+    pub number: Option<u8>,
     /// MTU of the pod's link, both ends, in bytes.
     pub mtu: u32,
     /// The segment size that the pod's TCP announces, in bytes, in place of the one that follows
@@ -44,6 +46,7 @@ pub struct PodOptions {
 impl Default for PodOptions {
     fn default() -> Self {
         Self {
+            number: None,
             mtu: 1500,
             announced_mss: None,
             checksum_offload: true,
@@ -120,7 +123,7 @@ impl Node {
             namespace,
             layout,
             number,
-            next_pod: AtomicU8::new(2),
+            next_pod: AtomicU8::new(101),
         };
         if layout == Layout::Bridge {
             node.namespace.ip([
@@ -168,7 +171,8 @@ impl Node {
         namespace: Namespace,
         options: &PodOptions,
     ) -> Result<Pod> {
-        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        let next = || self.next_pod.fetch_add(1, Ordering::Relaxed);
+        let number = options.number.unwrap_or_else(next);
         let pod = Pod {
             name: name.to_owned(),
             namespace,
