@@ -5,6 +5,7 @@
 //! verdict and turns it into an action. All the `unsafe` of the datapath is in [`context`],
 //! [`maps`] and [`kernel`].
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![deny(unused_results)]
 
 #[cfg(target_arch = "bpf")]

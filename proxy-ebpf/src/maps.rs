@@ -40,6 +40,9 @@ static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> =
 #[map]
 static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(limits::OUTCOMES, 0);
 
+/// Never used: an array always has its entries. The compiler cannot know.
+static DEFAULT_SETTINGS: Settings = Settings::DEFAULT;
+
 /// Counts what was decided about a packet.
 #[inline(always)]
 pub(crate) fn count_outcome(verdict: Verdict) {
@@ -59,13 +62,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn settings(&self) -> Settings {
-        copy(SETTINGS.get_ptr(0)).unwrap_or_default()
+    fn settings(&self) -> &Settings {
+        entry(SETTINGS.get_ptr(0)).unwrap_or(&DEFAULT_SETTINGS)
     }
 
     #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        copy(FRONTENDS.get_ptr(key))
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        entry(FRONTENDS.get_ptr(key))
     }
 
     #[inline(always)]
@@ -74,8 +77,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        copy(BACKENDS.get_ptr(id))
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        entry(BACKENDS.get_ptr(id))
     }
 
     #[inline(always)]
@@ -102,9 +105,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        // It may have been evicted already.
-        let _gone = FLOWS.remove(key);
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        FLOWS.remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -124,9 +126,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
-        // If it cannot be remembered, the later pieces are counted as unknown.
-        let _kept = FRAGMENTS.insert(key, ports, 0);
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) -> bool {
+        FRAGMENTS.insert(key, ports, 0).is_ok()
     }
 
     #[inline(always)]
@@ -153,9 +154,17 @@ impl Tables for Maps {
     }
 }
 
+/// A map's value where it lies.
+#[inline(always)]
+fn entry<'a, T>(value: Option<*const T>) -> Option<&'a T> {
+    // SAFETY: the memory outlives the program (RCU), and all its bit patterns are valid. User space
+    // may write it meanwhile: every field is a word of its own, and what is read of a frontend is
+    // checked against its backend.
+    value.map(|value| unsafe { &*value })
+}
+
 /// A copy of a map's value.
 #[inline(always)]
 fn copy<T: Copy>(value: Option<*const T>) -> Option<T> {
-    // SAFETY: the entry outlives the program (RCU), and all its bit patterns are valid.
-    value.map(|value| unsafe { *value })
+    entry(value).copied()
 }

@@ -45,15 +45,19 @@ impl SettingsFlags {
     }
 }
 
-impl Default for Settings {
+impl Settings {
     /// Ports above Linux' default ephemeral range (32768 to 60999).
+    pub const DEFAULT: Self = Self {
+        node_v4: Addr::UNSPECIFIED,
+        node_v6: Addr::UNSPECIFIED,
+        first_port: Port::new(61_000),
+        last_port: Port::new(65_535),
+        flags: SettingsFlags::NONE,
+    };
+}
+
+impl Default for Settings {
     fn default() -> Self {
-        Self {
-            node_v4: Addr::UNSPECIFIED,
-            node_v6: Addr::UNSPECIFIED,
-            first_port: Port::new(61_000),
-            last_port: Port::new(65_535),
-            flags: SettingsFlags::NONE,
-        }
+        Self::DEFAULT
     }
 }

@@ -1,5 +1,7 @@
 //! How far a flow has come, after Linux' `net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c`.
 
+use core::hint::black_box;
+
 use super::Tables;
 use super::parse::Signal;
 use crate::abi::{Flow, FlowKey, FlowRole, FlowState, Protocol};
@@ -94,22 +96,23 @@ pub fn touch<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, signal: Signa
     if next != flow.state || now.wrapping_sub(flow.last_seen) >= REFRESH {
         flow.state = next;
         flow.last_seen = now;
-        touch_twin(tables, flow, protocol);
+        // A twin that was evicted is made anew by the next packet that opens the flow.
+        let _told = black_box(touch_twin(tables, flow, protocol));
     }
 }
 
-/// Tells the twin.
+/// Tells the twin. Returns whether it was there.
 #[inline(never)]
-fn touch_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) {
-    // A twin that was evicted is made anew by the next packet that opens the flow.
-    let _known = tables.with_flow(&twin_key(flow, protocol), |twin| {
+fn touch_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) -> bool {
+    let told = tables.with_flow(&twin_key(flow, protocol), |twin| {
         twin.state = flow.state;
         twin.last_seen = flow.last_seen;
     });
+    told.is_some()
 }
 
-/// Forgets the other record of the conversation.
+/// Forgets the other record of the conversation. Returns whether it was there.
 #[inline(never)]
-pub fn remove_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) {
-    tables.remove_flow(&twin_key(flow, protocol));
+pub fn remove_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) -> bool {
+    tables.remove_flow(&twin_key(flow, protocol))
 }

@@ -1,7 +1,7 @@
 //! What goes out to the client's side of a device.
 
 use super::conntrack::touch;
-use super::ingress::{Class, classify, key};
+use super::ingress::{Class, classify};
 use super::parse::Headers;
 use super::{Count, Packet, Tables, icmp, nat};
 use crate::abi::{Pass, Rewrite, Side, Verdict};
@@ -9,13 +9,20 @@ use crate::abi::{Pass, Rewrite, Side, Verdict};
 /// Decides about a packet to a client, and rewrites it if it comes from a Service's backend.
 #[inline(always)]
 pub fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let mut headers = Headers::EMPTY;
-    let protocol = match classify(packet, tables, Side::Egress, &mut headers) {
+    let mut verdict = Verdict::Pass(Pass::NoService);
+    let mut headers = Headers::seen_at(Side::Egress);
+    let protocol = match classify(packet, tables, &mut headers) {
         Class::Segment(protocol) => protocol,
-        Class::Icmp => return icmp::translate(packet, tables, &headers, Side::Egress),
+        Class::Icmp => {
+            return if icmp::translate(packet, tables, &headers, &mut verdict) {
+                verdict
+            } else {
+                Verdict::Pass(Pass::UnrelatedError)
+            };
+        }
         Class::Other(reason) => return Verdict::Pass(reason),
     };
-    let verdict = tables.with_flow(&key(&headers, Side::Egress), |flow| {
+    let translated = tables.with_flow(&headers.key, |flow| {
         if let Err(drop) = nat::rewrite(packet, tables, &headers, protocol, &flow.to) {
             return Verdict::Drop(drop);
         }
@@ -23,5 +30,5 @@ pub fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         tables.count(flow.service, packet.len(), Count::Packet);
         Verdict::Rewrite(Rewrite::Reverse)
     });
-    verdict.unwrap_or(Verdict::Pass(Pass::NoService))
+    translated.unwrap_or(Verdict::Pass(Pass::NoService))
 }

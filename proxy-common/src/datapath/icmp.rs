@@ -11,39 +11,40 @@
 use super::checksum::Sum;
 use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{self, Fragment, Headers, ICMP_LEN, IPV4_LEN, IPV6_LEN};
-use super::{Packet, Tables};
-use crate::abi::{
-    Drop, Family, Flow, FlowKey, FlowRole, Pass, Protocol, Rewrite, Side, Tuple, Verdict,
-};
+use super::{Packet, Tables, nat};
+use crate::abi::{Drop, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Side, Verdict};
 
 /// Offset of the checksum in an ICMP or ICMPv6 header.
 const CHECKSUM: u32 = 2;
 
-/// Translates the error if it quotes a packet of a flow that is known at this side.
+/// Translates the error if it quotes a packet of a flow that is known at this side; `false` if
+/// it does not, and nothing is decided.
 #[inline(never)]
 pub(super) fn translate<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     outer: &Headers,
-    side: Side,
-) -> Verdict {
-    let mut quoted = Headers::EMPTY;
-    if parse_quoted(packet, outer, &mut quoted).is_none() {
-        return Verdict::Pass(Pass::UnrelatedError);
-    }
-    let key = FlowKey {
-        tuple: quoted.tuple.swapped(),
-        protocol: quoted.protocol,
-        side: side as u8,
-        _pad: 0,
+    verdict: &mut Verdict,
+) -> bool {
+    // The answer to the quoted packet would be seen where the error is.
+    let mut quoted = Headers {
+        key: outer.key,
+        ..Headers::seen_at(Side::Ingress)
     };
-    let verdict = tables.with_flow(&key, |flow| {
-        match rewrite(packet, outer, &quoted, &flow.to.swapped()) {
+    if parse_quoted(packet, outer, &mut quoted).is_none() {
+        return false;
+    }
+    let answer = FlowKey {
+        tuple: quoted.key.tuple.swapped(),
+        ..quoted.key
+    };
+    let translated = tables.with_flow(&answer, |flow| {
+        *verdict = match rewrite(packet, outer, &quoted, flow) {
             Some(()) => Verdict::Rewrite(kind(flow)),
             None => Verdict::Drop(Drop::Write),
-        }
+        };
     });
-    verdict.unwrap_or(Verdict::Pass(Pass::UnrelatedError))
+    translated.is_some()
 }
 
 /// An error about a hairpin packet has to be turned back like the packet itself.
@@ -67,7 +68,7 @@ fn parse_quoted<P: Packet>(
 ) -> Option<Protocol> {
     let l3 = outer.l4 + ICMP_LEN;
     packet.pull(l3 + IPV4_LEN);
-    let kind: u8 = packet.load(outer.l4)?;
+    let [kind, _]: [u8; 2] = packet.load(outer.l4)?;
     match outer.family {
         Family::Ipv4 if is_error_v4(kind) => parse::ipv4(packet, l3, quoted).ok()?,
         Family::Ipv6 if is_error_v6(kind) => {
@@ -83,7 +84,7 @@ fn parse_quoted<P: Packet>(
     packet.pull(quoted.l4 + 8);
     packet.pull(quoted.l4 + TCP_CHECKSUM + 2);
     parse::ports(packet, quoted).ok()?;
-    Protocol::from_number(quoted.protocol)
+    Protocol::from_number(quoted.key.protocol)
 }
 
 /// Destination unreachable, source quench, time exceeded, parameter problem (RFC 792).
@@ -98,24 +99,27 @@ const fn is_error_v6(kind: u8) -> bool {
     matches!(kind, 1..=4)
 }
 
+/// `flow` is the record of the quoted packet's answer.
 #[inline(always)]
-fn rewrite<P: Packet>(packet: &mut P, outer: &Headers, quoted: &Headers, to: &Tuple) -> Option<()> {
-    let inside = rewrite_quoted(packet, quoted, to)?;
-    let from = &quoted.tuple;
-    let addresses = Tuple {
-        src: if outer.tuple.src == from.dst {
-            to.dst
-        } else {
-            outer.tuple.src
-        },
-        dst: if outer.tuple.dst == from.src {
-            to.src
-        } else {
-            outer.tuple.dst
-        },
-        ..*to
+fn rewrite<P: Packet>(
+    packet: &mut P,
+    outer: &Headers,
+    quoted: &Headers,
+    flow: &Flow,
+) -> Option<()> {
+    let inside = rewrite_quoted(packet, quoted, flow)?;
+    let (from, error) = (&quoted.key.tuple, &outer.key.tuple);
+    let src = if error.src == from.dst {
+        &flow.to.src
+    } else {
+        &error.src
     };
-    let pseudo = super::nat::addresses(packet, outer, &addresses)?;
+    let dst = if error.dst == from.src {
+        &flow.to.dst
+    } else {
+        &error.dst
+    };
+    let pseudo = nat::addresses(packet, outer, src, dst)?;
     // ICMPv6 checksums cover the addresses (RFC 4443, 2.3), ICMP ones do not.
     let change = match outer.family {
         Family::Ipv4 => inside,
@@ -127,12 +131,13 @@ fn rewrite<P: Packet>(packet: &mut P, outer: &Headers, quoted: &Headers, to: &Tu
 
 /// Rewrites the quoted packet. Returns the difference of all its words.
 #[inline(always)]
-fn rewrite_quoted<P: Packet>(packet: &mut P, quoted: &Headers, to: &Tuple) -> Option<Sum> {
-    let addresses = super::nat::addresses(packet, quoted, to)?;
-    let from_ports = [quoted.tuple.src_port, quoted.tuple.dst_port];
-    let to_ports = [to.src_port, to.dst_port];
+fn rewrite_quoted<P: Packet>(packet: &mut P, quoted: &Headers, flow: &Flow) -> Option<Sum> {
+    let addresses = nat::addresses(packet, quoted, &flow.to.dst, &flow.to.src)?;
+    let from = &quoted.key.tuple;
+    let from_ports = bytemuck::cast([from.src_port, from.dst_port]);
+    let to_ports: u32 = bytemuck::cast([flow.to.dst_port, flow.to.src_port]);
     packet.store(quoted.l4, to_ports)?;
-    let ports = Sum::ZERO.change32(bytemuck::cast(from_ports), bytemuck::cast(to_ports));
+    let ports = Sum::ZERO.change32(from_ports, to_ports);
     let checksum = rewrite_checksum(packet, quoted, addresses.plus(ports));
     // The words of an IPv4 header and its checksum cancel out.
     let header = match quoted.family {
@@ -148,8 +153,8 @@ fn rewrite_quoted<P: Packet>(packet: &mut P, quoted: &Headers, to: &Tuple) -> Op
 /// is not quoted and has to stay.
 #[inline(always)]
 fn rewrite_checksum<P: Packet>(packet: &mut P, quoted: &Headers, change: Sum) -> Sum {
-    let is_udp = quoted.protocol == Protocol::Udp.number();
-    let at = match Protocol::from_number(quoted.protocol) {
+    let is_udp = quoted.key.protocol == Protocol::Udp.number();
+    let at = match Protocol::from_number(quoted.key.protocol) {
         Some(Protocol::Tcp) => quoted.l4 + TCP_CHECKSUM,
         Some(Protocol::Udp) => quoted.l4 + UDP_CHECKSUM,
         Some(Protocol::Sctp) | None => return Sum::ZERO,

@@ -1,12 +1,14 @@
 //! What comes in from the client's side of a device.
 
+use core::hint::black_box;
+
 use super::conntrack::{is_over, remove_twin, touch};
 use super::open::{Opened, open};
 use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
 use super::{Count, Packet, Tables, icmp, nat, reply};
 use crate::abi::{
-    Drop, Family, Flow, FlowKey, FlowRole, FlowState, FragmentKey, FragmentPorts, Pass, Protocol,
-    Rewrite, Side, Verdict,
+    Drop, Family, Flow, FlowRole, FlowState, FragmentKey, FragmentPorts, Pass, Protocol, Rewrite,
+    Side, Verdict,
 };
 
 /// Decides about a packet from a client, and rewrites it if it is for a Service.
@@ -21,26 +23,40 @@ pub fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict 
 
 #[inline(always)]
 fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let mut headers = Headers::EMPTY;
-    let protocol = match classify(packet, tables, Side::Ingress, &mut headers) {
+    let mut verdict = Verdict::Pass(Pass::NoService);
+    let mut headers = Headers::seen_at(Side::Ingress);
+    let protocol = match classify(packet, tables, &mut headers) {
         Class::Segment(protocol) => protocol,
-        Class::Icmp => return icmp::translate(packet, tables, &headers, Side::Ingress),
+        Class::Icmp => {
+            return if icmp::translate(packet, tables, &headers, &mut verdict) {
+                verdict
+            } else {
+                Verdict::Pass(Pass::UnrelatedError)
+            };
+        }
         Class::Other(reason) => return Verdict::Pass(reason),
     };
-    let key = key(&headers, Side::Ingress);
-    let hit = tables.with_flow(&key, |flow| known(packet, tables, &headers, protocol, flow));
+    let hit = tables.with_flow(&headers.key, |flow| {
+        known(packet, tables, &headers, protocol, flow)
+    });
     match hit {
         Some(Hit::Done(verdict)) => return verdict,
         Some(Hit::Gone) => return reply::gone(packet, &headers, protocol),
-        Some(Hit::Over) => tables.remove_flow(&key),
+        Some(Hit::Over) => {
+            let _was_there = tables.remove_flow(&headers.key);
+        }
         None if headers.fragment == Fragment::Later => {
             return Verdict::Pass(Pass::UnknownFragment);
         }
         None => {}
     }
-    match open(packet, tables, &headers, protocol) {
-        Opened::Done(verdict) => verdict,
+    let mut opened = open(packet, tables, &headers, protocol, &mut verdict);
+    if opened == Opened::Replaced {
+        opened = open(packet, tables, &headers, protocol, &mut verdict);
+    }
+    match opened {
         Opened::NoEndpoints => reply::no_endpoints(packet, &headers, protocol),
+        Opened::Decided | Opened::Replaced => verdict,
     }
 }
 
@@ -65,7 +81,7 @@ fn known<P: Packet, T: Tables>(
     let is_forward = flow.role == FlowRole::Forward as u8;
     if is_forward {
         if is_over_for(tables, headers, protocol, flow) {
-            remove_twin(tables, flow, protocol.number());
+            let _was_there = black_box(remove_twin(tables, flow, protocol.number()));
             return Hit::Over;
         }
         if is_stale(tables, flow) {
@@ -101,17 +117,6 @@ fn is_over_for<T: Tables>(tables: &T, headers: &Headers, protocol: Protocol, flo
     was_closed || ((opens || protocol == Protocol::Udp) && is_stale(tables, flow))
 }
 
-/// The record's key of a packet.
-#[inline(always)]
-pub(super) const fn key(headers: &Headers, side: Side) -> FlowKey {
-    FlowKey {
-        tuple: headers.tuple,
-        protocol: headers.protocol,
-        side: side as u8,
-        _pad: 0,
-    }
-}
-
 /// What kind of packet this is to the datapath.
 pub(super) enum Class {
     /// It may belong to a flow.
@@ -127,13 +132,12 @@ pub(super) enum Class {
 pub(super) fn classify<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
-    side: Side,
     headers: &mut Headers,
 ) -> Class {
     if let Err(reason) = parse::ethernet(packet, headers) {
         return Class::Other(reason);
     }
-    let Some(protocol) = Protocol::from_number(headers.protocol) else {
+    let Some(protocol) = Protocol::from_number(headers.key.protocol) else {
         return if is_icmp(headers) {
             Class::Icmp
         } else {
@@ -143,8 +147,8 @@ pub(super) fn classify<P: Packet, T: Tables>(
     let parsed = match headers.fragment {
         Fragment::Whole => parse::transport(packet, headers, protocol),
         Fragment::First => parse::transport(packet, headers, protocol)
-            .map(|()| remember_fragment(tables, headers, side)),
-        Fragment::Later => recall_fragment(tables, headers, side),
+            .and_then(|()| remember_fragment(tables, headers)),
+        Fragment::Later => recall_fragment(tables, headers),
     };
     match parsed {
         Ok(()) => Class::Segment(protocol),
@@ -158,36 +162,40 @@ fn is_icmp(headers: &Headers) -> bool {
         Family::Ipv4 => ICMP,
         Family::Ipv6 => ICMPV6,
     };
-    headers.protocol == protocol && headers.fragment == Fragment::Whole
+    headers.key.protocol == protocol && headers.fragment == Fragment::Whole
 }
 
 #[inline(always)]
-const fn fragment_key(headers: &Headers, side: Side) -> FragmentKey {
+const fn fragment_key(headers: &Headers) -> FragmentKey {
     FragmentKey {
-        src: headers.tuple.src,
-        dst: headers.tuple.dst,
+        src: headers.key.tuple.src,
+        dst: headers.key.tuple.dst,
         id: headers.fragment_id,
-        protocol: headers.protocol,
-        side: side as u8,
+        protocol: headers.key.protocol,
+        side: headers.key.side,
         _pad: 0,
     }
 }
 
 #[inline(never)]
-fn recall_fragment<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Result<(), Pass> {
+fn recall_fragment<T: Tables>(tables: &T, headers: &mut Headers) -> Result<(), Pass> {
     let ports = tables
-        .fragment(&fragment_key(headers, side))
+        .fragment(&fragment_key(headers))
         .ok_or(Pass::UnknownFragment)?;
-    headers.tuple.src_port = ports.src_port;
-    headers.tuple.dst_port = ports.dst_port;
+    headers.key.tuple.src_port = ports.src_port;
+    headers.key.tuple.dst_port = ports.dst_port;
     Ok(())
 }
 
 #[inline(never)]
-fn remember_fragment<T: Tables>(tables: &T, headers: &Headers, side: Side) {
+fn remember_fragment<T: Tables>(tables: &T, headers: &Headers) -> Result<(), Pass> {
     let ports = FragmentPorts {
-        src_port: headers.tuple.src_port,
-        dst_port: headers.tuple.dst_port,
+        src_port: headers.key.tuple.src_port,
+        dst_port: headers.key.tuple.dst_port,
     };
-    tables.put_fragment(&fragment_key(headers, side), &ports);
+    if tables.put_fragment(&fragment_key(headers), &ports) {
+        Ok(())
+    } else {
+        Err(Pass::UnknownFragment)
+    }
 }

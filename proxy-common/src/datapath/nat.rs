@@ -3,7 +3,7 @@
 use super::checksum::Sum;
 use super::parse::{Fragment, Headers};
 use super::{Packet, Tables, crc32c};
-use crate::abi::{Drop, Family, Protocol, Tuple};
+use crate::abi::{Addr, Drop, Family, Protocol, Tuple};
 
 /// Offset of the checksum in a TCP header.
 pub const TCP_CHECKSUM: u32 = 16;
@@ -26,11 +26,11 @@ pub fn rewrite<P: Packet, T: Tables>(
     protocol: Protocol,
     to: &Tuple,
 ) -> Result<(), Drop> {
-    let addresses = addresses(packet, headers, to).ok_or(Drop::Write)?;
+    let addresses = addresses(packet, headers, &to.src, &to.dst).ok_or(Drop::Write)?;
     if headers.fragment == Fragment::Later {
         return Ok(());
     }
-    let from = ports(&headers.tuple);
+    let from = ports(&headers.key.tuple);
     let to = ports(to);
     match protocol {
         Protocol::Tcp | Protocol::Udp => {
@@ -56,23 +56,29 @@ fn ports(tuple: &Tuple) -> u32 {
 
 /// Rewrites the addresses and, for IPv4, the header's checksum. Returns their difference.
 #[inline(always)]
-pub fn addresses<P: Packet>(packet: &mut P, headers: &Headers, to: &Tuple) -> Option<Sum> {
+pub fn addresses<P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    src: &Addr,
+    dst: &Addr,
+) -> Option<Sum> {
+    let from = &headers.key.tuple;
     match headers.family {
         Family::Ipv4 => {
             let difference = Sum::ZERO
-                .change32(headers.tuple.src.v4_word(), to.src.v4_word())
-                .change32(headers.tuple.dst.v4_word(), to.dst.v4_word());
+                .change32(from.src.v4_word(), src.v4_word())
+                .change32(from.dst.v4_word(), dst.v4_word());
             let checksum: u16 = packet.load(headers.l3 + 10)?;
             packet.store(headers.l3 + 10, difference.applied_to(checksum))?;
-            packet.store(headers.l3 + 12, [to.src.v4_word(), to.dst.v4_word()])?;
+            packet.store(headers.l3 + 12, [src.v4_word(), dst.v4_word()])?;
             Some(difference)
         }
         Family::Ipv6 => {
-            packet.store(headers.l3 + 8, [to.src, to.dst])?;
+            packet.store(headers.l3 + 8, [*src, *dst])?;
             Some(
                 Sum::ZERO
-                    .change128(headers.tuple.src.words(), to.src.words())
-                    .change128(headers.tuple.dst.words(), to.dst.words()),
+                    .change128(from.src.words(), src.words())
+                    .change128(from.dst.words(), dst.words()),
             )
         }
     }

@@ -3,18 +3,21 @@
 use super::conntrack::first_state;
 use super::parse::{Headers, Signal};
 use super::select::{Chosen, Refusal, finish, select_backend};
-use super::{Claim, Count, Packet, Tables, ingress, nat};
+use super::{Claim, Count, Packet, Tables, nat};
 use crate::abi::{
-    Addr, Drop, Flow, FlowKey, FlowRole, Frontend, FrontendKey, Pass, Port, Protocol, Rewrite,
-    Settings, SettingsFlags, Side, Tuple, Verdict,
+    Addr, Drop, Flow, FlowKey, FlowRole, FrontendKey, Pass, Port, Protocol, Rewrite, Settings,
+    SettingsFlags, Side, Tuple, Verdict,
 };
 
-/// What became of a packet without a record.
+/// How far [`open`] came.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// All is decided.
-    Done(Verdict),
-    /// The Service has no endpoints; the caller answers (its stack has room for that).
+    /// The verdict is given.
+    Decided,
+    /// The Service has no endpoints, which is for the caller to answer: its stack has room for it.
     NoEndpoints,
+    /// The frontend was replaced while it was read, and had better be read again.
+    Replaced,
 }
 
 /// Looks for the frontend that the packet is for, chooses a backend, records the flow in both
@@ -25,80 +28,60 @@ pub(super) fn open<P: Packet, T: Tables>(
     tables: &T,
     headers: &Headers,
     protocol: Protocol,
+    verdict: &mut Verdict,
 ) -> Opened {
-    let Some(frontend) = frontend(tables, headers, protocol) else {
-        return Opened::Done(Verdict::Pass(Pass::NoService));
+    let tuple = &headers.key.tuple;
+    let key = FrontendKey::exact(tuple.dst, tuple.dst_port, protocol);
+    let Some(frontend) = tables.frontend(&key) else {
+        return Opened::Decided;
     };
     let settings = tables.settings();
     let may_open = protocol == Protocol::Udp || headers.signal == Signal::Open;
     if !may_open && !settings.flags.contains(SettingsFlags::ADOPT_MID_FLOW) {
-        return Opened::Done(Verdict::Pass(Pass::MidFlow));
+        *verdict = Verdict::Pass(Pass::MidFlow);
+        return Opened::Decided;
     }
     let now = tables.now();
-    let chosen = match choose(tables, &frontend, headers, protocol, now) {
-        Ok(chosen) => chosen,
+    *verdict = match select_backend(tables, frontend, tuple, protocol, now) {
+        Ok(chosen) => {
+            let mut flow = record(headers, protocol, frontend.service, &chosen, now);
+            let mut answer = answer_key(headers, settings, &chosen);
+            establish(packet, tables, headers, protocol, &mut flow, &mut answer)
+                .map_or_else(Verdict::Drop, Verdict::Rewrite)
+        }
         Err(refusal) => {
             tables.count(frontend.service, packet.len(), Count::Refused);
-            return refuse(refusal);
+            match refusal {
+                Refusal::NoEndpoints => return Opened::NoEndpoints,
+                Refusal::NoLocalEndpoint => Verdict::Drop(Drop::NoLocalEndpoint),
+                Refusal::Inconsistent => {
+                    *verdict = Verdict::Drop(Drop::Inconsistent);
+                    return Opened::Replaced;
+                }
+            }
         }
     };
-    let mut flow = record(headers, protocol, &settings, &frontend, &chosen, now);
-    Opened::Done(
-        match establish(packet, tables, headers, protocol, &settings, &mut flow) {
-            Ok(rewrite) => Verdict::Rewrite(rewrite),
-            Err(drop) => Verdict::Drop(drop),
-        },
-    )
-}
-
-#[inline(always)]
-fn frontend<T: Tables>(tables: &T, headers: &Headers, protocol: Protocol) -> Option<Frontend> {
-    tables.frontend(&FrontendKey::exact(
-        headers.tuple.dst,
-        headers.tuple.dst_port,
-        protocol,
-    ))
-}
-
-/// Chooses a backend. Between reading the frontend and its slots the sync may have replaced both;
-/// then the frontend that is in force now gives the answer.
-#[inline(always)]
-fn choose<T: Tables>(
-    tables: &T,
-    read: &Frontend,
-    headers: &Headers,
-    protocol: Protocol,
-    now: u64,
-) -> Result<Chosen, Refusal> {
-    match select_backend(tables, read, &headers.tuple, protocol, now) {
-        Err(Refusal::Inconsistent) => frontend(tables, headers, protocol)
-            .ok_or(Refusal::Inconsistent)
-            .and_then(|frontend| select_backend(tables, &frontend, &headers.tuple, protocol, now)),
-        chosen => chosen,
-    }
-}
-
-#[inline(always)]
-const fn refuse(refusal: Refusal) -> Opened {
-    match refusal {
-        Refusal::NoEndpoints => Opened::NoEndpoints,
-        Refusal::NoLocalEndpoint => Opened::Done(Verdict::Drop(Drop::NoLocalEndpoint)),
-        Refusal::Inconsistent => Opened::Done(Verdict::Drop(Drop::Inconsistent)),
-    }
+    Opened::Decided
 }
 
 /// Enters both records and rewrites the packet.
+///
+/// `flow` is the record of the answers that come with the key `answer`, and is made into that of
+/// the packet: the kernel's stack has no room for two.
 #[inline(always)]
 fn establish<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     headers: &Headers,
     protocol: Protocol,
-    settings: &Settings,
     flow: &mut Flow,
+    answer: &mut FlowKey,
 ) -> Result<Rewrite, Drop> {
-    claim_reverse(tables, headers, settings, flow)?;
-    if !tables.put_flow(&ingress::key(headers, Side::Ingress), flow) {
+    claim_answer(tables, headers, flow, answer)?;
+    flow.to = answer.tuple.swapped();
+    flow.role = FlowRole::Forward as u8;
+    flow.twin_side = answer.side;
+    if !tables.put_flow(&headers.key, flow) {
         return Err(Drop::FlowTable);
     }
     nat::rewrite(packet, tables, headers, protocol, &flow.to)?;
@@ -110,49 +93,60 @@ fn establish<P: Packet, T: Tables>(
     })
 }
 
-/// The record of the direction from client to backend.
-///
-/// A pod that reaches itself gets an address of the node as client: it would answer itself
-/// directly, and never see the Service's address (rule R77).
+/// The record of the direction from backend to client.
 #[inline(always)]
 fn record(
     headers: &Headers,
     protocol: Protocol,
-    settings: &Settings,
-    frontend: &Frontend,
-    chosen: &Chosen,
+    service: u32,
+    chosen: &Chosen<'_>,
     now: u64,
 ) -> Flow {
-    let from = &headers.tuple;
-    let is_hairpin = from.src == chosen.backend.addr;
-    let src = if is_hairpin {
-        hairpin_source(settings, from.dst)
-    } else {
-        from.src
-    };
-    let to = Tuple {
-        src,
-        dst: chosen.backend.addr,
-        src_port: from.src_port,
-        dst_port: chosen.backend.port,
-    };
     Flow {
-        to,
+        to: headers.key.tuple.swapped(),
         backend: chosen.id,
         generation: chosen.backend.generation,
-        service: frontend.service,
+        service,
         state: first_state(protocol, headers.signal) as u8,
-        role: FlowRole::Forward as u8,
-        twin_side: if is_hairpin {
-            Side::Ingress
-        } else {
-            Side::Egress
-        } as u8,
-        turn_back: u8::from(is_hairpin),
+        role: FlowRole::Reverse as u8,
+        twin_side: Side::Ingress as u8,
+        turn_back: u8::from(is_hairpin(headers, chosen)),
         _pad: 0,
         created: now,
         last_seen: now,
     }
+}
+
+/// What an answer of the backend looks like, and where it is seen.
+///
+/// A pod that reaches itself gets an address of the node as client: it would answer itself
+/// directly, and never see the Service's address (rule R77). Its answer comes in where its
+/// question did.
+#[inline(always)]
+fn answer_key(headers: &Headers, settings: &Settings, chosen: &Chosen<'_>) -> FlowKey {
+    let from = &headers.key.tuple;
+    let (client, side) = if is_hairpin(headers, chosen) {
+        (hairpin_source(settings, from.dst), Side::Ingress)
+    } else {
+        (from.src, Side::Egress)
+    };
+    let tuple = Tuple {
+        src: chosen.backend.addr,
+        dst: client,
+        src_port: chosen.backend.port,
+        dst_port: from.src_port,
+    };
+    FlowKey {
+        tuple,
+        protocol: headers.key.protocol,
+        side: side as u8,
+        _pad: 0,
+    }
+}
+
+#[inline(always)]
+fn is_hairpin(headers: &Headers, chosen: &Chosen<'_>) -> bool {
+    headers.key.tuple.src == chosen.backend.addr
 }
 
 #[inline(always)]
@@ -172,36 +166,21 @@ fn hairpin_source(settings: &Settings, frontend: Addr) -> Addr {
 /// Ports that are tried before giving up.
 const ATTEMPTS: u32 = 8;
 
-/// Inserts the reverse record. If another flow owns the tuple that the backend would answer to,
-/// the client's port is mapped to another one instead of crossing two streams.
+/// Inserts the record of the answers. If another flow owns the tuple that the backend would
+/// answer to, the client's port is mapped to another one instead of crossing two streams.
 #[inline(always)]
-fn claim_reverse<T: Tables>(
+fn claim_answer<T: Tables>(
     tables: &T,
     headers: &Headers,
-    settings: &Settings,
-    forward: &mut Flow,
+    flow: &Flow,
+    answer: &mut FlowKey,
 ) -> Result<(), Drop> {
-    let reverse = Flow {
-        to: headers.tuple.swapped(),
-        role: FlowRole::Reverse as u8,
-        twin_side: Side::Ingress as u8,
-        ..*forward
-    };
-    let mut key = FlowKey {
-        tuple: forward.to.swapped(),
-        protocol: headers.protocol,
-        side: forward.twin_side,
-        _pad: 0,
-    };
     for attempt in 1..=ATTEMPTS {
-        match tables.claim_flow(&key, &reverse) {
+        match tables.claim_flow(answer, flow) {
             Claim::Ours => return Ok(()),
             Claim::Failed => return Err(Drop::FlowTable),
-            Claim::Taken if is_own(tables, &key, &reverse) => return Ok(()),
-            Claim::Taken => {
-                forward.to.src_port = other_port(settings, headers, attempt);
-                key.tuple.dst_port = forward.to.src_port;
-            }
+            Claim::Taken if is_own(tables, answer, flow) => return Ok(()),
+            Claim::Taken => answer.tuple.dst_port = other_port(tables.settings(), headers, attempt),
         }
     }
     Err(Drop::PortsExhausted)
@@ -228,7 +207,7 @@ fn other_port(settings: &Settings, headers: &Headers, attempt: u32) -> Port {
     let count = u32::from(settings.last_port.number())
         .wrapping_sub(first)
         .wrapping_add(1);
-    let seed = u32::from(headers.tuple.src_port.number()).wrapping_add(attempt << 16);
+    let seed = u32::from(headers.key.tuple.src_port.number()).wrapping_add(attempt << 16);
     let offset = (u64::from(finish(seed)) * u64::from(count)) >> 32;
     Port::new(first.wrapping_add(offset as u32) as u16)
 }

@@ -16,10 +16,11 @@ pub trait Packet {
     /// Makes the first `len` bytes readable and writable, if there are so many.
     fn pull(&mut self, len: u32);
 
-    /// Reads a value at `offset`; `None` if it is not within the bytes pulled.
+    /// Reads a value of at least two bytes at `offset`; `None` if it is not within the bytes
+    /// pulled.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
 
-    /// Writes a value at `offset`; `None` if it is not within the bytes pulled.
+    /// Writes a value of at least two bytes at `offset`; `None` if it is not within the bytes pulled.
     fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()>;
 
     /// Repairs the TCP or UDP checksum at `offset` after changes.

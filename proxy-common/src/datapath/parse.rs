@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Packet;
-use crate::abi::{Addr, Family, Pass, Port, Protocol, Tuple};
+use crate::abi::{Addr, Family, FlowKey, Pass, Port, Protocol, Side, Tuple};
 
 /// Length of an Ethernet header (IEEE 802.3), bytes.
 pub const ETHERNET_LEN: u32 = 14;
@@ -98,8 +98,6 @@ pub enum Fragment {
 pub struct Headers {
     /// Which of the two IP headers it is.
     pub family: Family,
-    /// IANA number of the transport protocol.
-    pub protocol: u8,
     /// Whether the datagram is in pieces.
     pub fragment: Fragment,
     /// What the packet means to the flow.
@@ -112,28 +110,36 @@ pub struct Headers {
     pub l4: u32,
     /// Bytes from the transport header to the end of the IP packet, by the IP header's account.
     pub l4_len: u32,
-    /// Addresses and, where there are any, ports.
-    pub tuple: Tuple,
+    /// Addresses, protocol and, where there are any, ports: the key of the flow's record.
+    pub key: FlowKey,
 }
 
 impl Headers {
-    /// Nothing known yet.
-    pub const EMPTY: Self = Self {
-        family: Family::Ipv4,
-        protocol: 0,
-        fragment: Fragment::Whole,
-        signal: Signal::Data,
-        fragment_id: 0,
-        l3: ETHERNET_LEN,
-        l4: 0,
-        l4_len: 0,
-        tuple: Tuple {
+    /// Nothing known yet but where the packet is seen.
+    #[inline(always)]
+    pub const fn seen_at(side: Side) -> Self {
+        let tuple = Tuple {
             src: Addr::UNSPECIFIED,
             dst: Addr::UNSPECIFIED,
             src_port: Port::ZERO,
             dst_port: Port::ZERO,
-        },
-    };
+        };
+        Self {
+            family: Family::Ipv4,
+            fragment: Fragment::Whole,
+            signal: Signal::Data,
+            fragment_id: 0,
+            l3: ETHERNET_LEN,
+            l4: 0,
+            l4_len: 0,
+            key: FlowKey {
+                tuple,
+                protocol: 0,
+                side: side as u8,
+                _pad: 0,
+            },
+        }
+    }
 }
 
 /// Reads the link-layer and IP headers of an Ethernet frame.
@@ -172,14 +178,14 @@ pub fn ipv4<P: Packet>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(),
     }
     let piece = u16::from_be(header.fragment);
     headers.family = Family::Ipv4;
-    headers.protocol = header.protocol;
+    headers.key.protocol = header.protocol;
     headers.fragment = fragment(piece & OFFSET, piece & MORE != 0);
     headers.fragment_id = u32::from(header.id);
     headers.l3 = l3;
     headers.l4 = l3 + header_len;
     headers.l4_len = total_len - header_len;
-    headers.tuple.src = Addr::from_v4_word(header.src);
-    headers.tuple.dst = Addr::from_v4_word(header.dst);
+    headers.key.tuple.src = Addr::from_v4_word(header.src);
+    headers.key.tuple.dst = Addr::from_v4_word(header.dst);
     Ok(())
 }
 
@@ -204,15 +210,15 @@ pub fn ipv6<P: Packet>(packet: &mut P, l3: u32, headers: &mut Headers) -> Result
         return Err(Pass::Malformed);
     }
     headers.family = Family::Ipv6;
-    headers.protocol = header.next_header;
+    headers.key.protocol = header.next_header;
     headers.fragment = Fragment::Whole;
     headers.fragment_id = 0;
     headers.l3 = l3;
     headers.l4 = l3 + IPV6_LEN;
     headers.l4_len = u32::from(u16::from_be(header.payload_len));
-    headers.tuple.src = Addr::from_words(header.src);
-    headers.tuple.dst = Addr::from_words(header.dst);
-    if is_extension(headers.protocol) {
+    headers.key.tuple.src = Addr::from_words(header.src);
+    headers.key.tuple.dst = Addr::from_words(header.dst);
+    if is_extension(headers.key.protocol) {
         walk_extensions(packet, headers)
     } else {
         Ok(())
@@ -240,11 +246,10 @@ const MAX_EXTENSIONS: u32 = 6;
 #[inline(never)]
 fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(), Pass> {
     for _ in 0..MAX_EXTENSIONS {
-        // What cannot be reached any more is not honest either; the verifier wants the bound.
-        let at = headers.l4 & 0x3fff;
+        let at = headers.l4;
         packet.pull(at + 8);
         let [next_header, len]: [u8; 2] = packet.load(at).ok_or(Pass::Malformed)?;
-        let bytes = match headers.protocol {
+        let bytes = match headers.key.protocol {
             FRAGMENT => {
                 let piece: Ipv6Fragment = packet.load(at).ok_or(Pass::Malformed)?;
                 let offset_flags = u16::from_be(piece.offset_flags);
@@ -255,7 +260,7 @@ fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(
             AUTHENTICATION => (u32::from(len) + 2) * 4,
             _ => (u32::from(len) + 1) * 8,
         };
-        headers.protocol = next_header;
+        headers.key.protocol = next_header;
         headers.l4 = at + bytes;
         headers.l4_len = headers.l4_len.checked_sub(bytes).ok_or(Pass::Malformed)?;
         // Behind the fragment header of a later piece stands payload.
@@ -310,9 +315,15 @@ pub fn transport<P: Packet>(
     packet.pull(headers.l4 + transport_len(protocol));
     ports(packet, headers)?;
     headers.signal = match protocol {
-        Protocol::Tcp => tcp_signal(packet.load(headers.l4 + 13).ok_or(Pass::Malformed)?),
         Protocol::Udp => Signal::Data,
-        Protocol::Sctp => sctp_signal(packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?),
+        Protocol::Tcp => {
+            let [_, flags]: [u8; 2] = packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?;
+            tcp_signal(flags)
+        }
+        Protocol::Sctp => {
+            let [chunk, _]: [u8; 2] = packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?;
+            sctp_signal(chunk)
+        }
     };
     Ok(())
 }
@@ -325,8 +336,8 @@ pub fn transport<P: Packet>(
 #[inline(always)]
 pub fn ports<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Pass> {
     let [src_port, dst_port]: [u16; 2] = packet.load(headers.l4).ok_or(Pass::Malformed)?;
-    headers.tuple.src_port = Port::from_network(src_port);
-    headers.tuple.dst_port = Port::from_network(dst_port);
+    headers.key.tuple.src_port = Port::from_network(src_port);
+    headers.key.tuple.dst_port = Port::from_network(dst_port);
     Ok(())
 }
 
@@ -336,7 +347,7 @@ const fn transport_len(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Tcp => TCP_LEN,
         Protocol::Udp => 8,
-        Protocol::Sctp => 13,
+        Protocol::Sctp => 14,
     }
 }
 

@@ -103,7 +103,7 @@ fn tcp_reset<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
     } else {
         add_tcp(sum, &reset).checksum()
     };
-    let l4 = reframe(packet, headers, headers.protocol, TCP_LEN)?;
+    let l4 = reframe(packet, headers, headers.key.protocol, TCP_LEN)?;
     packet.store(l4, reset)
 }
 
@@ -123,18 +123,18 @@ fn add_tcp(sum: Sum, header: &TcpHeader) -> Sum {
 /// Sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1). It is the same for an answer.
 #[inline(always)]
 fn pseudo(headers: &Headers, l4_len: u32) -> Sum {
-    pseudo_of(headers, headers.protocol, l4_len)
+    pseudo_of(headers, headers.key.protocol, l4_len)
 }
 
 #[inline(always)]
 fn pseudo_of(headers: &Headers, protocol: u8, l4_len: u32) -> Sum {
     let addresses = match headers.family {
         Family::Ipv4 => Sum::ZERO
-            .add32(headers.tuple.src.v4_word())
-            .add32(headers.tuple.dst.v4_word()),
+            .add32(headers.key.tuple.src.v4_word())
+            .add32(headers.key.tuple.dst.v4_word()),
         Family::Ipv6 => Sum::ZERO
-            .add128(headers.tuple.src.words())
-            .add128(headers.tuple.dst.words()),
+            .add128(headers.key.tuple.src.words())
+            .add128(headers.key.tuple.dst.words()),
     };
     addresses
         .add16(u16::from(protocol).to_be())
@@ -179,12 +179,13 @@ fn sctp_abort<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
         );
     }
     let len = size_of::<SctpAbort>() as u32;
-    let l4 = reframe(packet, headers, headers.protocol, len)?;
+    let l4 = reframe(packet, headers, headers.key.protocol, len)?;
     packet.store(l4, abort)
 }
 
-/// Words of the client's packet that an ICMP error quotes at most.
-const QUOTE_WORDS: u32 = 24;
+/// Words of the client's packet that an ICMP error quotes at most: an IPv4 header with all
+/// options and the eight bytes of RFC 792, or an IPv6 header and 32 bytes.
+const QUOTE_WORDS: u32 = 18;
 
 /// Makes the packet an ICMP port unreachable (RFC 792; RFC 4443, 3.1) about itself.
 #[inline(never)]
@@ -234,7 +235,7 @@ fn reframe<P: Packet>(packet: &mut P, headers: &Headers, protocol: u8, len: u32)
         };
     packet.resize(l4 + len)?;
     packet.pull(l4 + len);
-    let (src, dst) = (headers.tuple.dst, headers.tuple.src);
+    let (src, dst) = (headers.key.tuple.dst, headers.key.tuple.src);
     match headers.family {
         Family::Ipv4 => packet.store(ETHERNET_LEN, ipv4_header(src, dst, protocol, len))?,
         Family::Ipv6 => packet.store(ETHERNET_LEN, ipv6_header(src, dst, protocol, len))?,

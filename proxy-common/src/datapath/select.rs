@@ -18,11 +18,11 @@ pub enum Refusal {
 
 /// A backend and its id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Chosen {
+pub struct Chosen<'a> {
     /// The id.
     pub id: u32,
     /// The backend.
-    pub backend: Backend,
+    pub backend: &'a Backend,
 }
 
 /// Chooses the backend of a new flow (rules R36, R111 to R117).
@@ -31,13 +31,13 @@ pub struct Chosen {
 ///
 /// There is none.
 #[inline(always)]
-pub fn select_backend<T: Tables>(
-    tables: &T,
+pub fn select_backend<'a, T: Tables>(
+    tables: &'a T,
     frontend: &Frontend,
     tuple: &Tuple,
     protocol: Protocol,
     now: u64,
-) -> Result<Chosen, Refusal> {
+) -> Result<Chosen<'a>, Refusal> {
     let (first, count) = candidates(frontend);
     if count == 0 {
         let rejects = frontend.flags.contains(FrontendFlags::REJECT);
@@ -83,39 +83,42 @@ const fn candidates(frontend: &Frontend) -> (u32, u32) {
 /// The choice is a function of flow and Service: a record that is lost is made anew with the same
 /// backend while the set is unchanged.
 #[inline(always)]
-fn by_hash<T: Tables>(
-    tables: &T,
+fn by_hash<'a, T: Tables>(
+    tables: &'a T,
     frontend: &Frontend,
     first: u32,
     count: u32,
     tuple: &Tuple,
     protocol: Protocol,
-) -> Result<Chosen, Refusal> {
+) -> Result<Chosen<'a>, Refusal> {
     let hash = hash(tuple, protocol, frontend.service);
     let position = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     tables
         .slot(first.wrapping_add(position))
-        .and_then(|id| live(tables, id))
+        .and_then(|id| live(tables, frontend.service, id))
         .ok_or(Refusal::Inconsistent)
 }
 
+/// The backend, if it still is one of this Service: the frontend may have been replaced since it
+/// was read, and the kernel's hash maps use the memory of an old entry for a new one at once.
 #[inline(always)]
-fn live<T: Tables>(tables: &T, id: u32) -> Option<Chosen> {
+fn live<T: Tables>(tables: &T, service: u32, id: u32) -> Option<Chosen<'_>> {
     let backend = tables.backend(id)?;
-    (backend.state != BackendState::Gone as u8).then_some(Chosen { id, backend })
+    let is_live = backend.state != BackendState::Gone as u8 && backend.service == service;
+    is_live.then_some(Chosen { id, backend })
 }
 
 /// The backend that this client got last, if it came soon enough and the backend still serves.
 #[inline(always)]
-fn remembered<T: Tables>(
-    tables: &T,
+fn remembered<'a, T: Tables>(
+    tables: &'a T,
     frontend: &Frontend,
     key: &AffinityKey,
     now: u64,
-) -> Option<Chosen> {
+) -> Option<Chosen<'a>> {
     const SECOND: u64 = 1_000_000_000;
     let memory = tables.affinity(key)?;
-    let chosen = live(tables, memory.backend)?;
+    let chosen = live(tables, frontend.service, memory.backend)?;
     let is_same = chosen.backend.generation == memory.generation;
     let is_recent =
         now.wrapping_sub(memory.last_used) <= u64::from(frontend.affinity_seconds) * SECOND;

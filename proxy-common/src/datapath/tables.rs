@@ -35,16 +35,16 @@ pub trait Tables {
     fn now(&self) -> u64;
 
     /// This node's settings.
-    fn settings(&self) -> Settings;
+    fn settings(&self) -> &Settings;
 
     /// The frontend at this address, port and protocol.
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
 
     /// Id of the backend at a position of a frontend's block.
     fn slot(&self, index: u32) -> Option<u32>;
 
     /// The backend with this id.
-    fn backend(&self, id: u32) -> Option<Backend>;
+    fn backend(&self, id: u32) -> Option<&Backend>;
 
     /// Runs `act` on the flow record in place.
     fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R>;
@@ -55,8 +55,8 @@ pub trait Tables {
     /// Inserts or replaces a flow record; `false` if the table refused.
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
 
-    /// Forgets a flow record.
-    fn remove_flow(&self, key: &FlowKey);
+    /// Forgets a flow record; `false` if there was none.
+    fn remove_flow(&self, key: &FlowKey) -> bool;
 
     /// What is remembered of a client with session affinity.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
@@ -67,8 +67,8 @@ pub trait Tables {
     /// The ports of a datagram in pieces.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
 
-    /// Remembers the ports of a datagram in pieces.
-    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// Remembers the ports of a datagram in pieces; `false` if the table refused.
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) -> bool;
 
     /// `x^(8 × len) mod P` for the CRC32c of an SCTP packet, see [`super::crc32c`].
     fn crc_shift(&self, len: u32) -> Option<u32>;

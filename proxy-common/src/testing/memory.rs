@@ -102,20 +102,20 @@ impl Tables for Memory {
         self.now.get()
     }
 
-    fn settings(&self) -> Settings {
-        self.settings
+    fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.frontends.get(key).copied()
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key)
     }
 
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(index as usize).copied()
     }
 
-    fn backend(&self, id: u32) -> Option<Backend> {
-        self.backends.get(id as usize).copied()
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(id as usize)
     }
 
     fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R> {
@@ -139,8 +139,8 @@ impl Tables for Memory {
         true
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
-        let _gone = self.flows.borrow_mut().remove(key);
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        self.flows.borrow_mut().remove(key).is_some()
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
@@ -155,8 +155,9 @@ impl Tables for Memory {
         self.fragments.borrow().get(key).copied()
     }
 
-    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+    fn put_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) -> bool {
         let _before = self.fragments.borrow_mut().insert(*key, *ports);
+        true
     }
 
     fn crc_shift(&self, len: u32) -> Option<u32> {

@@ -1,11 +1,17 @@
 //! A socket buffer at a TC hook.
 
+use core::arch::asm;
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::datapath::Packet;
 use proxy_common::datapath::checksum::Difference;
+
+/// No header is further away: six IPv6 extensions of 2 KiB at the very most.
+const MAX_OFFSET: u32 = 0x3fff;
 
 /// A packet that is read and written where it lies.
 pub(crate) struct Skb(*mut __sk_buff);
@@ -22,13 +28,40 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
+    /// Begin and end of the linear part, read afresh each time, since helpers move it.
+    ///
+    /// By hand, since the fields are 32 bits wide and LLVM computes with that: "R4 pointer
+    /// arithmetic with <<= operator prohibited" (5.10 to 6.18). The kernel replaces these loads
+    /// by loads of whole pointers.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        const DATA: usize = offset_of!(__sk_buff, data);
+        const DATA_END: usize = offset_of!(__sk_buff, data_end);
+        let (data, end): (usize, usize);
+        // SAFETY: the kernel hands out a valid context for the length of the program.
+        unsafe {
+            asm!(
+                "{data} = *(u32 *)({skb} + {DATA})",
+                "{end} = *(u32 *)({skb} + {DATA_END})",
+                skb = in(reg) self.0,
+                data = out(reg) data,
+                end = lateout(reg) end,
+                DATA = const DATA,
+                DATA_END = const DATA_END,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        (data, end)
+    }
+
     /// The `T` at `offset`, if all of it lies in the linear part.
     #[inline(always)]
     fn at<T: Pod>(&self, offset: u32) -> Option<*mut T> {
-        // SAFETY: the kernel hands out a valid context for the length of the program. `data` and
-        // `data_end` are read afresh each time, since helpers move them.
-        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        let start = data + offset as usize;
+        // LLVM makes `start + 1 <= end` into `start < end`, from which no verifier concludes that
+        // one byte may be read: "R5 offset is outside of the packet" (5.10 to 6.18).
+        const { assert!(size_of::<T>() > 1, "read at least two bytes") };
+        let (data, end) = self.bounds();
+        let start = data + bounded(offset);
         (start + size_of::<T>() <= end).then_some(start as *mut T)
     }
 }
@@ -42,7 +75,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn pull(&mut self, len: u32) {
-        if self.at::<u8>(len - 1).is_none() && self.len() >= len {
+        if self.at::<[u8; 2]>(len - 2).is_none() && self.len() >= len {
             // SAFETY: the context is valid. All pointers into the packet are made anew by `at`.
             // What could not be pulled is found missing when it is read.
             let _pulled = unsafe { bpf_skb_pull_data(self.0, len) };
@@ -94,4 +127,24 @@ impl Packet for Skb {
         let done = unsafe { bpf_skb_change_tail(self.0, len, 0) };
         (done == 0).then_some(())
     }
+}
+
+/// The offset, with a bound that the verifier sees.
+///
+/// By hand, since LLVM leaves out a mask that it can prove needless, but keeps what it knows in
+/// 32 bits on the stack, where the verifier forgets it: "R3 offset is outside of the packet"
+/// (5.10 to 6.18).
+#[inline(always)]
+fn bounded(offset: u32) -> usize {
+    let mut bounded = offset as usize;
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        asm!(
+            "{bounded} &= {MAX_OFFSET}",
+            bounded = inout(reg) bounded,
+            MAX_OFFSET = const MAX_OFFSET,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    bounded
 }
