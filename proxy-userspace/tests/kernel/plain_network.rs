@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proxy_common::abi::Family;
 use xtask::testbed::{Layout, PodOptions, Serve, Testbed, sctp};
 
-use crate::client::{Connection, PATIENCE, udp, udp_echo};
+use crate::client::{Connection, PATIENCE, connect_with_options, udp, udp_echo};
 
 #[test]
 fn pods_talk_over_both_families_in_both_layouts() {
@@ -92,4 +92,23 @@ fn nothing_is_left_of_a_testbed() {
     drop(testbed);
     assert!(!bpffs.exists());
     assert!(!std::path::Path::new("/var/run/netns").join(name).exists());
+}
+
+#[test]
+fn pods_talk_with_options_in_their_packets() {
+    for layout in Layout::ALL {
+        let testbed = Testbed::new(layout).unwrap();
+        let (client, server) = (
+            testbed.pod("client").unwrap(),
+            testbed.pod("server").unwrap(),
+        );
+        let _server = server.serve(Serve::Echo, 7).unwrap();
+        for family in Family::ALL {
+            let address = SocketAddr::new(server.address(family), 7);
+            client.run(|| {
+                let mut connection = Connection::greet(connect_with_options(address)).unwrap();
+                connection.echo(b"hello").unwrap();
+            });
+        }
+    }
 }

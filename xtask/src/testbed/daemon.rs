@@ -57,12 +57,12 @@ impl<'a> Beeline<'a> {
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.binary);
         command
-            .args(args)
             .args([OsStr::new("--bpffs"), self.testbed.bpffs().as_os_str()])
             .args([
                 OsStr::new("--state-dir"),
                 self.testbed.state_folder().as_os_str(),
             ])
+            .args(args)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null());
         command
