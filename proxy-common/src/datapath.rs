@@ -32,6 +32,8 @@ pub mod parse;
 mod reply;
 pub mod select;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use egress::to_client;
 pub use ingress::from_client;

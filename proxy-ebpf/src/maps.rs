@@ -62,6 +62,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn tick(&self) -> u32 {
+        kernel::tick()
+    }
+
+    #[inline(always)]
     fn settings(&self) -> &Settings {
         entry(SETTINGS.get_ptr(0)).unwrap_or(&DEFAULT_SETTINGS)
     }

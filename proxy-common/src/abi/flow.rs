@@ -98,11 +98,11 @@ pub struct Flow {
     pub twin_side: u8,
     /// 1: the rewritten packet goes back out of the device it came in by (hairpin).
     pub turn_back: u8,
-    /// Always 0.
-    pub _pad: u32,
+    /// The kernel's tick counter at the last packet that was taken note of.
+    pub tick: u32,
     /// When the flow began: nanoseconds of `CLOCK_MONOTONIC`.
     pub created: u64,
-    /// Last packet in either direction, to within a second: nanoseconds of `CLOCK_MONOTONIC`.
+    /// Last packet in either direction, to within three seconds: nanoseconds of `CLOCK_MONOTONIC`.
     pub last_seen: u64,
 }
 

@@ -103,6 +103,27 @@ impl Sum {
     }
 }
 
+/// Whether a transport checksum is complete, told from what the kernel made of it when the
+/// addresses changed: `None` where both kinds come out the same.
+///
+/// The kernel knows and does not say, but treats the two kinds differently: from a complete
+/// checksum a difference is subtracted, to the sum of a pseudo-header it is added.
+#[inline(always)]
+pub const fn was_complete(before: u16, after: u16, difference: Difference) -> Option<bool> {
+    let complete = same_zero(difference.applied_to(before));
+    let partial = same_zero(difference.add16(before).fold());
+    if complete == partial {
+        None
+    } else {
+        Some(same_zero(after) == complete)
+    }
+}
+
+/// One of one's complement's two zeros for both.
+const fn same_zero(sum: u16) -> u16 {
+    if sum == 0xffff { 0 } else { sum }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -142,6 +163,18 @@ mod tests {
             let at = at % words.len();
             let old = std::mem::replace(&mut words[at], new);
             prop_assert_eq!(Sum::ZERO.change16(old, new).applied_to(before), sum_of(&words).checksum());
+        }
+
+        #[test]
+        fn a_complete_checksum_tells(before: u16, from: u32, to: u32) {
+            let difference = Sum::ZERO.change32(from, to);
+            let complete = was_complete(before, difference.applied_to(before), difference);
+            prop_assert_ne!(complete, Some(false));
+            let partial = was_complete(before, difference.add16(before).fold(), difference);
+            prop_assert_ne!(partial, Some(true));
+            // Only a change of nothing tells nothing.
+            prop_assert_eq!(complete.is_none(), matches!(difference.fold(), 0 | 0xffff));
+            prop_assert_eq!(complete.is_none(), partial.is_none());
         }
 
         #[test]

@@ -6,8 +6,9 @@ use super::Tables;
 use super::parse::Signal;
 use crate::abi::{Flow, FlowKey, FlowRole, FlowState, Protocol};
 
-/// Records are brought up to date at most this often without a change of state: nanoseconds.
-pub const REFRESH: u64 = 1_000_000_000;
+/// Without a change of state, records are brought up to date when this many ticks have passed: a
+/// quarter of a second to two and a half, as the kernel was built.
+pub const REFRESH: u32 = 250;
 
 /// Datagrams both ways for this long make a stream: nanoseconds.
 const STREAM_AFTER: u64 = 2_000_000_000;
@@ -25,10 +26,8 @@ pub const fn first_state(protocol: Protocol, signal: Signal) -> FlowState {
 }
 
 /// The state after a packet with `signal` from the side that `role` speaks for.
-///
-/// `age` is the time since the flow began, nanoseconds.
 #[inline(always)]
-pub const fn next_state(state: FlowState, role: FlowRole, signal: Signal, age: u64) -> FlowState {
+pub const fn next_state(state: FlowState, role: FlowRole, signal: Signal) -> FlowState {
     use FlowRole::{Forward, Reverse};
     use FlowState::{
         SctpClosed, SctpCookieEchoed, SctpCookieWait, SctpEstablished, SctpShutdown, TcpClose,
@@ -37,7 +36,6 @@ pub const fn next_state(state: FlowState, role: FlowRole, signal: Signal, age: u
     };
     match (state, signal, role) {
         (UdpUnreplied, _, Reverse) => UdpReplied,
-        (UdpReplied, _, _) if age > STREAM_AFTER => UdpStream,
         (UdpUnreplied | UdpReplied | UdpStream, _, _) => state,
 
         (SctpClosed, _, _) | (_, Signal::Closed, _) => SctpClosed,
@@ -81,32 +79,41 @@ pub const fn twin_key(flow: &Flow, protocol: u8) -> FlowKey {
     }
 }
 
-/// Takes note of a packet in its record. Now and then, and at every change of state, the twin
-/// learns of it too: then neither of the two grows old, or is evicted, alone.
+/// Takes note of a packet in its record.
+///
+/// Most packets change nothing and write nothing, so that the record can stay in the caches of
+/// all CPUs.
 #[inline(always)]
 pub fn touch<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, signal: Signal) {
-    let now = tables.now();
     let (Some(role), Some(state)) = (
         FlowRole::from_number(flow.role),
         FlowState::from_number(flow.state),
     ) else {
         return;
     };
-    let next = next_state(state, role, signal, now.wrapping_sub(flow.created)) as u8;
-    if next != flow.state || now.wrapping_sub(flow.last_seen) >= REFRESH {
-        flow.state = next;
-        flow.last_seen = now;
-        // A twin that was evicted is made anew by the next packet that opens the flow.
-        let _told = black_box(touch_twin(tables, flow, protocol));
+    let tick = tables.tick();
+    let next = next_state(state, role, signal);
+    if next != state || tick.wrapping_sub(flow.tick) >= REFRESH {
+        flow.state = next as u8;
+        flow.tick = tick;
+        let _told = black_box(refresh(tables, flow, protocol));
     }
 }
 
-/// Tells the twin. Returns whether it was there.
+/// Brings both records up to date: then neither of the two grows old, or is evicted, alone.
+/// Returns whether the twin was there; one that was evicted is made anew by the next packet that
+/// opens the flow.
 #[inline(never)]
-fn touch_twin<T: Tables>(tables: &T, flow: &Flow, protocol: u8) -> bool {
+fn refresh<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8) -> bool {
+    let now = tables.now();
+    let is_old = now.wrapping_sub(flow.created) > STREAM_AFTER;
+    if is_old && flow.state == FlowState::UdpReplied as u8 {
+        flow.state = FlowState::UdpStream as u8;
+    }
+    flow.last_seen = now;
     let told = tables.with_flow(&twin_key(flow, protocol), |twin| {
         twin.state = flow.state;
-        twin.last_seen = flow.last_seen;
+        twin.last_seen = now;
     });
     told.is_some()
 }

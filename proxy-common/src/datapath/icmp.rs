@@ -82,6 +82,7 @@ fn parse_quoted<P: Packet>(
     }
     // An error quotes at least eight bytes of the transport header (RFC 792), mostly more.
     packet.pull(quoted.l4 + 8);
+    let _eight: [u32; 2] = packet.load(quoted.l4)?;
     packet.pull(quoted.l4 + TCP_CHECKSUM + 2);
     parse::ports(packet, quoted).ok()?;
     Protocol::from_number(quoted.key.protocol)
@@ -165,7 +166,11 @@ fn rewrite_checksum<P: Packet>(packet: &mut P, quoted: &Headers, change: Sum) ->
     if from == 0 && is_udp {
         return Sum::ZERO;
     }
-    let to = change.applied_to(from);
+    let to = match change.applied_to(from) {
+        // UDP's other zero (RFC 768).
+        0 if is_udp => 0xffff,
+        to => to,
+    };
     match packet.store(at, to) {
         Some(()) => Sum::ZERO.change16(from, to),
         None => Sum::ZERO,

@@ -44,7 +44,13 @@ pub(super) fn open<P: Packet, T: Tables>(
     let now = tables.now();
     *verdict = match select_backend(tables, frontend, tuple, protocol, now) {
         Ok(chosen) => {
-            let mut flow = record(headers, protocol, frontend.service, &chosen, now);
+            let mut flow = record(
+                headers,
+                protocol,
+                frontend.service,
+                &chosen,
+                (now, tables.tick()),
+            );
             let mut answer = answer_key(headers, settings, &chosen);
             establish(packet, tables, headers, protocol, &mut flow, &mut answer)
                 .map_or_else(Verdict::Drop, Verdict::Rewrite)
@@ -100,7 +106,7 @@ fn record(
     protocol: Protocol,
     service: u32,
     chosen: &Chosen<'_>,
-    now: u64,
+    (now, tick): (u64, u32),
 ) -> Flow {
     Flow {
         to: headers.key.tuple.swapped(),
@@ -111,7 +117,7 @@ fn record(
         role: FlowRole::Reverse as u8,
         twin_side: Side::Ingress as u8,
         turn_back: u8::from(is_hairpin(headers, chosen)),
-        _pad: 0,
+        tick,
         created: now,
         last_seen: now,
     }

@@ -305,14 +305,18 @@ pub const TCP_ACK: u8 = 0x10;
 ///
 /// # Errors
 ///
-/// Malformed: cut short.
+/// Malformed: cut short, or the IP header ends the packet before, or behind its last byte.
 #[inline(always)]
 pub fn transport<P: Packet>(
     packet: &mut P,
     headers: &mut Headers,
     protocol: Protocol,
 ) -> Result<(), Pass> {
-    packet.pull(headers.l4 + transport_len(protocol));
+    let needed = transport_len(protocol);
+    if headers.l4_len < needed || headers.l4 + headers.l4_len > packet.len() {
+        return Err(Pass::Malformed);
+    }
+    packet.pull(headers.l4 + needed);
     ports(packet, headers)?;
     headers.signal = match protocol {
         Protocol::Udp => Signal::Data,

@@ -6,10 +6,11 @@
 //! their checksum in the same place as the packet they answer and are left to the device too.
 //! In an ICMP message that place holds the lower half of the unused word, as long as the IP
 //! header has no options; completing it there makes it 0xffff, one's complement's other zero, in
-//! a message whose sum is right either way.
+//! a message whose sum is right either way. The sum of an ICMPv6 message includes a pseudo-header
+//! that the device leaves out: there it would store that one's sum, which is stored beforehand.
 
 use super::checksum::Sum;
-
+use super::nat::UDP_CHECKSUM;
 use super::parse::{
     ETHERNET_LEN, Fragment, Headers, ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Ipv4Header,
     Ipv6Header, Signal, TCP_ACK, TCP_LEN, TCP_RST,
@@ -27,7 +28,7 @@ pub(super) fn no_endpoints<P: Packet>(
     headers: &Headers,
     protocol: Protocol,
 ) -> Verdict {
-    if headers.fragment == Fragment::Later {
+    if is_last(headers) || headers.fragment == Fragment::Later {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match protocol {
@@ -41,8 +42,7 @@ pub(super) fn no_endpoints<P: Packet>(
 /// Answers a packet of a flow whose backend is gone.
 #[inline(always)]
 pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers, protocol: Protocol) -> Verdict {
-    let is_over = matches!(headers.signal, Signal::Abort | Signal::Closed);
-    if is_over || headers.fragment != Fragment::Whole {
+    if is_last(headers) || headers.fragment != Fragment::Whole {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match protocol {
@@ -51,6 +51,12 @@ pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers, protocol: Proto
         // A UDP flow moves to another backend, and is never gone.
         Protocol::Udp => Verdict::Drop(Drop::NoAnswer),
     }
+}
+
+/// Whether the packet is a sender's last, to which an answer would be for nobody.
+#[inline(always)]
+const fn is_last(headers: &Headers) -> bool {
+    matches!(headers.signal, Signal::Abort | Signal::Closed)
 }
 
 #[inline(always)]
@@ -200,11 +206,16 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
     };
     let len = ICMP_LEN + words * 4;
     let mut quote = [0_u32; QUOTE_WORDS as usize];
-    let mut sum = match headers.family {
+    let pseudo = match headers.family {
         Family::Ipv4 => Sum::ZERO,
         Family::Ipv6 => pseudo_of(headers, protocol, len),
-    }
-    .add16(bytemuck::cast(kind_code));
+    };
+    let unused = if is_partial_udp(packet, headers) {
+        pseudo.fold()
+    } else {
+        0
+    };
+    let mut sum = pseudo.add16(bytemuck::cast(kind_code)).add16(unused);
     for (at, word) in (0..words).zip(quote.iter_mut()) {
         *word = packet.load(headers.l3 + at * 4)?;
         sum = sum.add32(*word);
@@ -216,13 +227,20 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
             bytemuck::cast::<[u8; 2], u16>(kind_code),
             sum.checksum(),
             0,
-            0,
+            unused,
         ],
     )?;
     for (at, word) in (0..words).zip(quote) {
         packet.store(l4 + ICMP_LEN + at * 4, word)?;
     }
     Some(())
+}
+
+/// Whether the device was to complete the datagram's checksum.
+#[inline(always)]
+fn is_partial_udp<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    headers.key.protocol == Protocol::Udp.number()
+        && packet.load(headers.l4 + UDP_CHECKSUM) == Some(pseudo(headers, headers.l4_len).fold())
 }
 
 /// Turns the IP header round for a payload of `len` bytes. Returns where it begins.

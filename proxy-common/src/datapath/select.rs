@@ -54,10 +54,8 @@ pub fn select_backend<'a, T: Tables>(
         client: tuple.src,
         service: frontend.service,
     };
-    let chosen = match remembered(tables, frontend, &key, now) {
-        Some(chosen) => chosen,
-        None => by_hash(tables, frontend, first, count, tuple, protocol)?,
-    };
+    let by_hash = by_hash(tables, frontend, first, count, tuple, protocol)?;
+    let chosen = remembered(tables, frontend, &key, now, by_hash.backend).unwrap_or(by_hash);
     let memory = Affinity {
         backend: chosen.id,
         generation: chosen.backend.generation,
@@ -109,12 +107,16 @@ fn live<T: Tables>(tables: &T, service: u32, id: u32) -> Option<Chosen<'_>> {
 }
 
 /// The backend that this client got last, if it came soon enough and the backend still serves.
+///
+/// A set has either ready endpoints or, if there are none, terminating ones (rules R31, R32), so
+/// a backend in another state than one of the set is not of the set.
 #[inline(always)]
 fn remembered<'a, T: Tables>(
     tables: &'a T,
     frontend: &Frontend,
     key: &AffinityKey,
     now: u64,
+    of_the_set: &Backend,
 ) -> Option<Chosen<'a>> {
     const SECOND: u64 = 1_000_000_000;
     let memory = tables.affinity(key)?;
@@ -122,7 +124,7 @@ fn remembered<'a, T: Tables>(
     let is_same = chosen.backend.generation == memory.generation;
     let is_recent =
         now.wrapping_sub(memory.last_used) <= u64::from(frontend.affinity_seconds) * SECOND;
-    let is_allowed = chosen.backend.state == BackendState::Active as u8
+    let is_allowed = chosen.backend.state == of_the_set.state
         && (chosen.backend.is_local != 0 || !frontend.flags.contains(FrontendFlags::LOCAL_ONLY));
     (is_same && is_recent && is_allowed).then_some(chosen)
 }

@@ -34,6 +34,9 @@ pub trait Tables {
     /// Nanoseconds of `CLOCK_MONOTONIC`, to within a few milliseconds.
     fn now(&self) -> u64;
 
+    /// A counter that grows by 100 to 1,000 a second, for next to nothing.
+    fn tick(&self) -> u32;
+
     /// This node's settings.
     fn settings(&self) -> &Settings;
 

@@ -48,6 +48,10 @@ pub struct Frame {
     pub seq: u32,
     /// TCP acknowledgement number.
     pub ack: u32,
+    /// TCP window.
+    pub window: u16,
+    /// TCP options, a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
     /// SCTP verification tag.
     pub tag: u32,
     /// TCP or UDP payload; SCTP chunks.
@@ -86,6 +90,8 @@ impl Frame {
             flags: 0x10,
             seq: 1_000,
             ack: 2_000,
+            window: 0xffff,
+            tcp_options: Vec::new(),
             tag: 0xdead_beef,
             payload: Vec::new(),
             options: Vec::new(),
@@ -147,6 +153,34 @@ impl Frame {
         }
     }
 
+    /// The piece of the packet that starts `offset` bytes into its transport part.
+    #[must_use]
+    pub fn piece(&self, id: u32, offset: usize, len: usize) -> Self {
+        Self {
+            piece: Some(Piece { id, offset, len }),
+            ..self.clone()
+        }
+    }
+
+    /// The same packet going back the way it came, link-layer addresses swapped.
+    #[must_use]
+    pub fn turned(&self) -> Self {
+        Self {
+            from_mac: self.to_mac,
+            to_mac: self.from_mac,
+            ..self.clone()
+        }
+    }
+
+    /// The same packet with its checksum left to the device.
+    #[must_use]
+    pub fn partial(&self) -> Self {
+        Self {
+            is_partial: true,
+            ..self.clone()
+        }
+    }
+
     /// The frame, with correct checksums.
     pub fn bytes(&self) -> Vec<u8> {
         let mut frame = self.ethernet();
@@ -161,17 +195,27 @@ impl Frame {
         let more = self
             .piece
             .is_some_and(|piece| piece.offset + piece.len < transport.len());
-        frame.extend(match self.src {
-            IpAddr::V4(_) => self.ipv4(part.len(), more),
-            IpAddr::V6(_) => self.ipv6(part.len(), more),
-        });
+        frame.extend(self.ip(self.protocol.number(), part.len(), more));
         frame.extend(part);
         frame
+    }
+
+    /// The frame, with another protocol's number in its IP header.
+    pub fn claiming(&self, protocol: u8) -> Vec<u8> {
+        let transport = self.transport();
+        let ip = self.ip(protocol, transport.len(), false);
+        [self.ethernet(), ip, transport].concat()
     }
 
     /// The frame without its link-layer header.
     pub fn packet(&self) -> Vec<u8> {
         self.bytes().split_off(14)
+    }
+
+    /// The frame with only `len` bytes from its transport header on, as its IP header says.
+    pub fn shortened(&self, len: usize) -> Vec<u8> {
+        let ip = self.ip(self.protocol.number(), len, false);
+        [self.ethernet(), ip, self.transport()[..len].to_vec()].concat()
     }
 
     fn ethernet(&self) -> Vec<u8> {
@@ -183,7 +227,14 @@ impl Frame {
         [&self.to_mac[..], &self.from_mac, &ethertype].concat()
     }
 
-    fn ipv4(&self, payload_len: usize, more: bool) -> Vec<u8> {
+    fn ip(&self, protocol: u8, payload_len: usize, more: bool) -> Vec<u8> {
+        match self.src {
+            IpAddr::V4(_) => self.ipv4(protocol, payload_len, more),
+            IpAddr::V6(_) => self.ipv6(protocol, payload_len, more),
+        }
+    }
+
+    fn ipv4(&self, protocol: u8, payload_len: usize, more: bool) -> Vec<u8> {
         let header_len = 20 + self.options.len();
         let (id, offset) = self.piece.map_or((0, 0), |piece| (piece.id, piece.offset));
         let flags = u16::from(self.dont_fragment) << 14 | u16::from(more) << 13;
@@ -199,7 +250,7 @@ impl Frame {
         );
         header.extend(u16::try_from(id).expect("id").to_be_bytes());
         header.extend(fragment.to_be_bytes());
-        header.extend([self.ttl, self.protocol.number(), 0, 0]);
+        header.extend([self.ttl, protocol, 0, 0]);
         header.extend(octets(self.src));
         header.extend(octets(self.dst));
         header.extend(&self.options);
@@ -208,17 +259,14 @@ impl Frame {
         header
     }
 
-    fn ipv6(&self, payload_len: usize, more: bool) -> Vec<u8> {
-        let extensions = self.ipv6_extensions(more);
+    fn ipv6(&self, protocol: u8, payload_len: usize, more: bool) -> Vec<u8> {
+        let extensions = self.ipv6_extensions(protocol, more);
         let first = self.extensions.first().map(|extension| extension.kind);
         let fragment = self.piece.map(|_| 44);
         let mut header = vec![0x60, 0, 0, 0];
         let len = u16::try_from(extensions.len() + payload_len).expect("length");
         header.extend(len.to_be_bytes());
-        header.extend([
-            first.or(fragment).unwrap_or(self.protocol.number()),
-            self.ttl,
-        ]);
+        header.extend([first.or(fragment).unwrap_or(protocol), self.ttl]);
         header.extend(octets(self.src));
         header.extend(octets(self.dst));
         header.extend(extensions);
@@ -226,24 +274,30 @@ impl Frame {
     }
 
     /// The extension headers as given, then the fragment header if this is a piece.
-    fn ipv6_extensions(&self, more: bool) -> Vec<u8> {
+    fn ipv6_extensions(&self, protocol: u8, more: bool) -> Vec<u8> {
         let kinds: Vec<u8> = self
             .extensions
             .iter()
             .map(|extension| extension.kind)
             .chain(self.piece.map(|_| 44))
-            .chain([self.protocol.number()])
+            .chain([protocol])
             .collect();
         let mut bytes = Vec::new();
         for (extension, next) in self.extensions.iter().zip(&kinds[1..]) {
             let len = extension.content.len() + 2;
             assert_eq!(len % 8, 0, "extension headers are multiples of eight bytes");
-            bytes.extend([*next, u8::try_from(len / 8 - 1).expect("length")]);
+            // The authentication header's length counts words (RFC 4302, 2.2).
+            let field = if extension.kind == 51 {
+                len / 4 - 2
+            } else {
+                len / 8 - 1
+            };
+            bytes.extend([*next, u8::try_from(field).expect("length")]);
             bytes.extend(&extension.content);
         }
         if let Some(piece) = self.piece {
             let offset = u16::try_from(piece.offset).expect("offset") | u16::from(more);
-            bytes.extend([self.protocol.number(), 0]);
+            bytes.extend([protocol, 0]);
             bytes.extend(offset.to_be_bytes());
             bytes.extend(piece.id.to_be_bytes());
         }
@@ -256,7 +310,11 @@ impl Frame {
             Protocol::Tcp => {
                 bytes.extend(self.seq.to_be_bytes());
                 bytes.extend(self.ack.to_be_bytes());
-                bytes.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+                let words = u8::try_from(5 + self.tcp_options.len() / 4).expect("header length");
+                bytes.extend([words << 4, self.flags]);
+                bytes.extend(self.window.to_be_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend(&self.tcp_options);
             }
             Protocol::Udp => {
                 let len = u16::try_from(8 + self.payload.len()).expect("length");
@@ -321,6 +379,10 @@ pub struct Icmp {
     pub quote: Vec<u8>,
     /// Time to live or hop limit.
     pub ttl: u8,
+    /// IPv4 options, a multiple of four bytes.
+    pub options: Vec<u8>,
+    /// IPv6 extension headers, in order.
+    pub extensions: Vec<Extension>,
     /// IPv4: do not fragment.
     pub dont_fragment: bool,
     /// Link-layer source.
@@ -339,9 +401,21 @@ impl Icmp {
             parameter: 0,
             quote,
             ttl: 64,
+            options: Vec::new(),
+            extensions: Vec::new(),
             dont_fragment: false,
             from_mac: CLIENT_MAC,
             to_mac: NODE_MAC,
+        }
+    }
+
+    /// The same message going back the way it came, link-layer addresses swapped.
+    #[must_use]
+    pub fn turned(&self) -> Self {
+        Self {
+            from_mac: self.to_mac,
+            to_mac: self.from_mac,
+            ..self.clone()
         }
     }
 
@@ -350,49 +424,53 @@ impl Icmp {
         let mut message = [&self.kind[..], &[0, 0], &self.parameter.to_be_bytes()].concat();
         message.extend(&self.quote);
         let protocol = if self.src.is_ipv4() { 1 } else { 58 };
-        let pseudo = match self.src {
-            IpAddr::V4(_) => Vec::new(),
-            IpAddr::V6(_) => pseudo_header(self.src, self.dst, protocol, message.len()),
-        };
-        let checksum = !sum(&[&pseudo[..], &message].concat());
+        let checksum = !sum(&[self.pseudo_header(), message.clone()].concat());
         message[2..4].copy_from_slice(&checksum.to_be_bytes());
         let shell = Frame {
             src: self.src,
             dst: self.dst,
             ttl: self.ttl,
+            options: self.options.clone(),
+            extensions: self.extensions.clone(),
             dont_fragment: self.dont_fragment,
             from_mac: self.from_mac,
             to_mac: self.to_mac,
             ..Frame::new(Protocol::Tcp, "0.0.0.0:0", "0.0.0.0:0")
         };
-        let mut frame = shell.ethernet();
-        let mut header = match self.src {
-            IpAddr::V4(_) => shell.ipv4(message.len(), false),
-            IpAddr::V6(_) => shell.ipv6(message.len(), false),
-        };
+        [
+            shell.ethernet(),
+            shell.ip(protocol, message.len(), false),
+            message,
+        ]
+        .concat()
+    }
+
+    /// The sum of what the checksum covers beside the message.
+    pub fn pseudo_sum(&self) -> u16 {
+        sum(&self.pseudo_header())
+    }
+
+    fn pseudo_header(&self) -> Vec<u8> {
         match self.src {
-            IpAddr::V4(_) => {
-                header[9] = protocol;
-                header[10..12].fill(0);
-                let checksum = !sum(&header);
-                header[10..12].copy_from_slice(&checksum.to_be_bytes());
-            }
-            IpAddr::V6(_) => header[6] = protocol,
+            IpAddr::V4(_) => Vec::new(),
+            IpAddr::V6(_) => pseudo_header(self.src, self.dst, 58, 8 + self.quote.len()),
         }
-        frame.extend(header);
-        frame.extend(message);
-        frame
     }
 }
 
-/// The frame with its link-layer addresses swapped.
-pub fn turned(mut frame: Vec<u8>) -> Vec<u8> {
-    let (to, rest) = frame.split_at_mut(6);
-    to.swap_with_slice(&mut rest[..6]);
-    frame
+impl From<&Frame> for Vec<u8> {
+    fn from(frame: &Frame) -> Self {
+        frame.bytes()
+    }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+impl From<&Icmp> for Vec<u8> {
+    fn from(message: &Icmp) -> Self {
+        message.bytes()
+    }
+}
+
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -400,7 +478,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 /// RFC 9293, 3.1 and RFC 8200, 8.1: their sums are the same.
-fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Vec<u8> {
+pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Vec<u8> {
     let len = u32::try_from(len).expect("length");
     [
         &octets(src)[..],
@@ -412,7 +490,7 @@ fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Vec<u8> 
 }
 
 /// One's-complement sum, RFC 1071.
-fn sum(bytes: &[u8]) -> u16 {
+pub(super) fn sum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low)));
@@ -424,7 +502,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// CRC32c bit by bit, RFC 9260, appendix A.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0_u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
             if crc & 1 == 1 {

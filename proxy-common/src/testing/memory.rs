@@ -43,49 +43,77 @@ impl Memory {
         backends: &[SocketAddr],
     ) -> u32 {
         let service = u32::try_from(self.frontends.len()).expect("few frontends") + 1;
+        let value = Frontend {
+            service,
+            flags: FrontendFlags::NONE,
+            first_slot: 0,
+            n_local: 0,
+            cluster_offset: 0,
+            n_cluster: 0,
+            affinity_seconds: 0,
+        };
+        let known = self.frontends.insert(key(frontend, protocol), value);
+        assert!(known.is_none(), "the frontend is there already");
+        self.point(frontend, protocol, backends);
+        service
+    }
+
+    /// The frontend at this address.
+    pub fn frontend_mut(&mut self, frontend: SocketAddr, protocol: Protocol) -> &mut Frontend {
+        self.frontends
+            .get_mut(&key(frontend, protocol))
+            .expect("a frontend at this address")
+    }
+
+    /// Gives a frontend a new block of slots with these backends as its cluster set. Known ones
+    /// keep their ids, others are added, active and remote.
+    pub fn point(&mut self, frontend: SocketAddr, protocol: Protocol, backends: &[SocketAddr]) {
+        let service = self.frontend_mut(frontend, protocol).service;
         let first_slot = u32::try_from(self.slots.len()).expect("few slots");
         for backend in backends {
-            self.slots
-                .push(u32::try_from(self.backends.len()).expect("few backends"));
-            self.backends.push(Backend {
-                addr: backend.ip().into(),
-                service,
-                generation: 1,
-                port: Port::new(backend.port()),
-                state: BackendState::Active as u8,
-                is_local: 0,
-            });
+            let id = self.backend_id(*backend, service);
+            self.slots.push(id);
         }
-        let empty = backends.is_empty();
-        let flags = if empty {
+        let frontend = self.frontend_mut(frontend, protocol);
+        frontend.first_slot = first_slot;
+        frontend.n_cluster = u32::try_from(backends.len()).expect("few backends");
+        frontend.flags = if backends.is_empty() {
             FrontendFlags::REJECT
         } else {
             FrontendFlags::NONE
         };
-        let value = Frontend {
+    }
+
+    fn backend_id(&mut self, at: SocketAddr, service: u32) -> u32 {
+        let wanted = Backend {
+            addr: at.ip().into(),
             service,
-            flags,
-            first_slot,
-            n_local: 0,
-            cluster_offset: 0,
-            n_cluster: u32::try_from(backends.len()).expect("few backends"),
-            affinity_seconds: 0,
+            generation: 1,
+            port: Port::new(at.port()),
+            state: BackendState::Active as u8,
+            is_local: 0,
         };
-        let key = FrontendKey::exact(frontend.ip().into(), Port::new(frontend.port()), protocol);
-        assert!(
-            self.frontends.insert(key, value).is_none(),
-            "one frontend a test"
-        );
-        service
+        let known = self.backends.iter().position(|backend| {
+            (backend.addr, backend.port, backend.service) == (wanted.addr, wanted.port, service)
+                && backend.state != BackendState::Gone as u8
+        });
+        let id = known.unwrap_or_else(|| {
+            self.backends.push(wanted);
+            self.backends.len() - 1
+        });
+        u32::try_from(id).expect("few backends")
+    }
+
+    /// The backends with this address.
+    pub fn backends_at(&mut self, ip: IpAddr) -> impl Iterator<Item = &mut Backend> {
+        self.backends
+            .iter_mut()
+            .filter(move |backend| backend.addr == Addr::from(ip))
     }
 
     /// The endpoint with this address is removed: its backends begin another life.
     pub fn remove_backends_at(&mut self, ip: IpAddr) {
-        for backend in self
-            .backends
-            .iter_mut()
-            .filter(|backend| backend.addr == Addr::from(ip))
-        {
+        for backend in self.backends_at(ip) {
             backend.state = BackendState::Gone as u8;
             backend.generation += 1;
         }
@@ -97,9 +125,18 @@ impl Memory {
     }
 }
 
+fn key(frontend: SocketAddr, protocol: Protocol) -> FrontendKey {
+    FrontendKey::exact(frontend.ip().into(), Port::new(frontend.port()), protocol)
+}
+
 impl Tables for Memory {
     fn now(&self) -> u64 {
         self.now.get()
+    }
+
+    fn tick(&self) -> u32 {
+        const NANOSECONDS: u64 = 4_000_000;
+        (self.now.get() / NANOSECONDS) as u32
     }
 
     fn settings(&self) -> &Settings {

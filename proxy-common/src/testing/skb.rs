@@ -1,5 +1,7 @@
 //! A packet in the kernel's care.
 
+use core::ops::Range;
+
 use bytemuck::Pod;
 
 use crate::datapath::Packet;
@@ -12,15 +14,33 @@ pub struct Skb {
     pub bytes: Vec<u8>,
     /// The transport checksum covers the pseudo-header alone; the device is to complete it.
     pub is_partial: bool,
+    /// How many of the first bytes can be read and written without a pull.
+    pub n_linear: usize,
 }
 
 impl Skb {
-    /// A packet whose checksums are complete.
+    /// A packet in one piece of memory, whose checksums are complete.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self {
-            bytes,
+            n_linear: bytes.len(),
             is_partial: false,
+            bytes,
         }
+    }
+
+    /// The same packet with nothing but its link-layer header in the linear part.
+    #[must_use]
+    pub fn scattered(self) -> Self {
+        Self {
+            n_linear: self.bytes.len().min(14),
+            ..self
+        }
+    }
+
+    fn linear<T>(&self, offset: u32) -> Option<Range<usize>> {
+        let start = offset as usize;
+        let end = start + size_of::<T>();
+        (end <= self.n_linear).then_some(start..end)
     }
 }
 
@@ -29,19 +49,22 @@ impl Packet for Skb {
         u32::try_from(self.bytes.len()).expect("packets are short")
     }
 
-    fn pull(&mut self, _len: u32) {}
+    fn pull(&mut self, len: u32) {
+        if len <= self.len() {
+            self.n_linear = self.n_linear.max(len as usize);
+        }
+    }
 
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
-        let bytes = self.bytes.get(offset as usize..)?.get(..size_of::<T>())?;
+        let bytes = self.bytes.get(self.linear::<T>(offset)?)?;
         Some(bytemuck::pod_read_unaligned(bytes))
     }
 
     fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()> {
-        let bytes = self
-            .bytes
-            .get_mut(offset as usize..)?
-            .get_mut(..size_of::<T>())?;
-        bytes.copy_from_slice(bytemuck::bytes_of(&value));
+        let range = self.linear::<T>(offset)?;
+        self.bytes
+            .get_mut(range)?
+            .copy_from_slice(bytemuck::bytes_of(&value));
         Some(())
     }
 
@@ -53,6 +76,7 @@ impl Packet for Skb {
         body: Difference,
         zero_is_none: bool,
     ) -> Option<()> {
+        self.pull(offset + 2);
         let checksum: u16 = self.load(offset)?;
         if zero_is_none && checksum == 0 {
             return Some(());
@@ -74,6 +98,7 @@ impl Packet for Skb {
 
     fn resize(&mut self, len: u32) -> Option<()> {
         self.bytes.resize(len as usize, 0);
+        self.n_linear = self.n_linear.min(len as usize);
         Some(())
     }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_d
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::datapath::Packet;
-use proxy_common::datapath::checksum::Difference;
+use proxy_common::datapath::checksum::{Difference, was_complete};
 
 /// No header is further away: six IPv6 extensions of 2 KiB at the very most.
 const MAX_OFFSET: u32 = 0x3fff;
@@ -52,6 +52,26 @@ impl Skb {
             );
         }
         (data, end)
+    }
+
+    /// Lets the kernel, which knows whether a checksum is complete, take a difference into it.
+    #[inline(always)]
+    fn replace_checksum(
+        &mut self,
+        offset: u32,
+        difference: Difference,
+        flags: u64,
+        zero_is_none: bool,
+    ) -> Option<()> {
+        let zero = if zero_is_none {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        let difference = u64::from(difference.fold32());
+        // SAFETY: the context is valid, and the helper checks `offset`.
+        let done = unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference, flags | zero) };
+        (done == 0).then_some(())
     }
 
     /// The `T` at `offset`, if all of it lies in the linear part.
@@ -107,18 +127,28 @@ impl Packet for Skb {
         body: Difference,
         zero_is_none: bool,
     ) -> Option<()> {
-        let zero = if zero_is_none {
-            u64::from(BPF_F_MARK_MANGLED_0)
-        } else {
-            0
-        };
-        let pseudo_flags = zero | u64::from(BPF_F_PSEUDO_HDR);
-        let (pseudo, body) = (u64::from(pseudo.fold32()), u64::from(body.fold32()));
-        // SAFETY: the context is valid, and the helper checks `offset`.
-        let first = unsafe { bpf_l4_csum_replace(self.0, offset, 0, pseudo, pseudo_flags) };
-        // SAFETY: as above.
-        let second = unsafe { bpf_l4_csum_replace(self.0, offset, 0, body, zero) };
-        (first == 0 && second == 0).then_some(())
+        let before: u16 = self.load(offset)?;
+        if zero_is_none && before == 0 {
+            return Some(());
+        }
+        self.replace_checksum(offset, pseudo, u64::from(BPF_F_PSEUDO_HDR), zero_is_none)?;
+        // A helper costs more than all the rest of a rewrite: the second one is mostly spared.
+        let after: u16 = self.load(offset)?;
+        match was_complete(before, after, pseudo) {
+            Some(false) => Some(()),
+            Some(true) => {
+                let repaired = body.applied_to(after);
+                self.store(
+                    offset,
+                    if zero_is_none && repaired == 0 {
+                        0xffff
+                    } else {
+                        repaired
+                    },
+                )
+            }
+            None => self.replace_checksum(offset, body, 0, zero_is_none),
+        }
     }
 
     #[inline(always)]

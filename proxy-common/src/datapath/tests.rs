@@ -1,0 +1,9 @@
+//! The datapath on the host.
+
+mod any;
+mod choice;
+mod completion;
+mod errors;
+mod garbage;
+mod round_trip;
+mod scenes;

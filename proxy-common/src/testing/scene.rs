@@ -1,0 +1,228 @@
+//! Scenes: packets that go in, and what must come out, step by step.
+
+use std::fmt::Write;
+
+use super::{Frame, Memory, Skb};
+use crate::abi::{Drop, Pass, Side, Verdict};
+use crate::datapath::{from_client, to_client};
+
+/// What happens at one edge, packet by packet.
+pub struct Scene {
+    /// What it shows, in a sentence.
+    pub name: String,
+    /// The maps before the first step.
+    pub memory: Memory,
+    /// What happens, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a [`Scene`].
+pub enum Step {
+    /// A packet crosses the edge.
+    Packet {
+        /// Which way.
+        side: Side,
+        /// The frame.
+        packet: Vec<u8>,
+        /// Its transport checksum is left to the device.
+        is_partial: bool,
+        /// What must be decided.
+        verdict: Verdict,
+        /// The frame afterwards; nothing if it is dropped.
+        expected: Vec<u8>,
+    },
+    /// Time passes: nanoseconds.
+    Advance(u64),
+    /// The sync changes its maps.
+    Change(Box<dyn Fn(&mut Memory)>),
+    /// The maps are looked at.
+    Check(Box<dyn Fn(&Memory)>),
+}
+
+impl Scene {
+    /// A scene without steps.
+    pub fn new(name: impl Into<String>, memory: Memory) -> Self {
+        Self {
+            name: name.into(),
+            memory,
+            steps: Vec::new(),
+        }
+    }
+
+    /// A packet comes in from the client's side.
+    #[must_use]
+    pub fn from_client(
+        self,
+        packet: impl Into<Vec<u8>>,
+        verdict: Verdict,
+        expected: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.packet(
+            Side::Ingress,
+            packet.into(),
+            false,
+            verdict,
+            expected.into(),
+        )
+    }
+
+    /// A packet goes out to the client's side.
+    #[must_use]
+    pub fn to_client(
+        self,
+        packet: impl Into<Vec<u8>>,
+        verdict: Verdict,
+        expected: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.packet(Side::Egress, packet.into(), false, verdict, expected.into())
+    }
+
+    /// A packet whose checksum is left to the device crosses the edge.
+    #[must_use]
+    pub fn partial(
+        self,
+        side: Side,
+        packet: &Frame,
+        verdict: Verdict,
+        expected: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.packet(
+            side,
+            packet.partial().bytes(),
+            true,
+            verdict,
+            expected.into(),
+        )
+    }
+
+    /// A packet comes in from the client's side and stays as it is.
+    #[must_use]
+    pub fn passes(self, packet: impl Into<Vec<u8>>, reason: Pass) -> Self {
+        let packet = packet.into();
+        self.from_client(packet.clone(), Verdict::Pass(reason), packet)
+    }
+
+    /// A packet goes out to the client's side as it is.
+    #[must_use]
+    pub fn passes_to_client(self, packet: impl Into<Vec<u8>>, reason: Pass) -> Self {
+        let packet = packet.into();
+        self.to_client(packet.clone(), Verdict::Pass(reason), packet)
+    }
+
+    /// A packet comes in from the client's side and goes no further.
+    #[must_use]
+    pub fn drops(self, packet: impl Into<Vec<u8>>, reason: Drop) -> Self {
+        self.from_client(packet, Verdict::Drop(reason), [])
+    }
+
+    /// Time passes: nanoseconds.
+    #[must_use]
+    pub fn advance(self, nanoseconds: u64) -> Self {
+        self.step(Step::Advance(nanoseconds))
+    }
+
+    /// The sync changes its maps.
+    #[must_use]
+    pub fn change(self, change: impl Fn(&mut Memory) + 'static) -> Self {
+        self.step(Step::Change(Box::new(change)))
+    }
+
+    /// The maps are looked at.
+    #[must_use]
+    pub fn check(self, check: impl Fn(&Memory) + 'static) -> Self {
+        self.step(Step::Check(Box::new(check)))
+    }
+
+    fn packet(
+        self,
+        side: Side,
+        packet: Vec<u8>,
+        is_partial: bool,
+        verdict: Verdict,
+        expected: Vec<u8>,
+    ) -> Self {
+        self.step(Step::Packet {
+            side,
+            packet,
+            is_partial,
+            verdict,
+            expected,
+        })
+    }
+
+    fn step(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// Plays the scene on the host. `lay_out` says how packets lie in memory.
+    ///
+    /// # Errors
+    ///
+    /// Which step came out differently, and how.
+    pub fn play(&self, lay_out: impl Fn(Skb) -> Skb) -> Result<(), String> {
+        let mut memory = self.memory.clone();
+        for (number, step) in self.steps.iter().enumerate() {
+            match step {
+                Step::Packet {
+                    side,
+                    packet,
+                    is_partial,
+                    verdict,
+                    expected,
+                } => {
+                    let mut skb = Skb {
+                        is_partial: *is_partial,
+                        ..lay_out(Skb::new(packet.clone()))
+                    };
+                    let got = decide(*side, &mut skb, &memory);
+                    compare((*verdict, expected), (got, &skb.bytes))
+                        .map_err(|wrong| format!("{}, step {number}: {wrong}", self.name))?;
+                }
+                Step::Advance(nanoseconds) => memory.advance(*nanoseconds),
+                Step::Change(change) => change(&mut memory),
+                Step::Check(check) => check(&memory),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets the datapath decide about a packet.
+pub fn decide(side: Side, skb: &mut Skb, memory: &Memory) -> Verdict {
+    match side {
+        Side::Ingress => from_client(skb, memory),
+        Side::Egress => to_client(skb, memory),
+    }
+}
+
+/// Compares verdict and frame; that of a dropped packet does not matter.
+fn compare(expected: (Verdict, &[u8]), got: (Verdict, &[u8])) -> Result<(), String> {
+    if expected.0 != got.0 {
+        return Err(format!("{:?}, not {:?}", got.0, expected.0));
+    }
+    if matches!(got.0, Verdict::Drop(_)) || expected.1 == got.1 {
+        return Ok(());
+    }
+    Err(difference(expected.1, got.1))
+}
+
+/// Two frames side by side, sixteen bytes a line, those lines that differ.
+pub fn difference(expected: &[u8], got: &[u8]) -> String {
+    let mut text = format!("{} bytes, not {}", got.len(), expected.len());
+    for at in (0..expected.len().max(got.len())).step_by(16) {
+        let row = |bytes: &[u8]| {
+            let end = bytes.len().min(at + 16);
+            let bytes = bytes.get(at..end).unwrap_or_default();
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        let (expected, got) = (row(expected), row(got));
+        if expected != got {
+            write!(text, "\n{at:5}: {got}\n  not: {expected}").expect("a string takes all");
+        }
+    }
+    text
+}

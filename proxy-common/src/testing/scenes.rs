@@ -1,0 +1,40 @@
+//! What the datapath does, packet by packet: one list for the host library and the programs.
+
+mod affinity;
+mod backends;
+mod checksums;
+mod clashes;
+mod flows;
+mod fragments;
+mod hairpin;
+mod headers;
+mod icmp;
+mod mid_flow;
+mod passes;
+mod refusals;
+mod stage;
+mod states;
+
+use super::Scene;
+
+/// All scenes.
+pub fn scenes() -> Vec<Scene> {
+    [
+        flows::scenes(),
+        checksums::scenes(),
+        headers::scenes(),
+        fragments::scenes(),
+        passes::scenes(),
+        mid_flow::scenes(),
+        refusals::scenes(),
+        backends::scenes(),
+        clashes::scenes(),
+        affinity::scenes(),
+        hairpin::scenes(),
+        icmp::scenes(),
+        states::scenes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
