@@ -3,11 +3,15 @@
 //! Sources translate Kubernetes objects into these types at the rim, with an error that names
 //! object and field; behind it nothing is malformed.
 
+mod world;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
+
+pub use world::{Affected, World};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

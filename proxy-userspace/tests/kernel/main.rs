@@ -1,0 +1,20 @@
+//! Tests that need root and a kernel: real sockets in network namespaces.
+//!
+//! Each test makes a testbed of its own, so any number may run side by side.
+
+mod changes;
+mod cli;
+mod client;
+mod cluster;
+mod fragments;
+mod hairpin;
+mod options;
+mod path_mtu;
+mod plain_network;
+mod refusal;
+mod restart;
+mod sctp_sockets;
+mod shared_port;
+mod socket_option;
+mod spread;
+mod transfer;

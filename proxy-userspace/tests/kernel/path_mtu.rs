@@ -1,0 +1,181 @@
+//! Path-MTU discovery through a Service: the ICMP errors that it lives on quote translated
+//! packets.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use proxy_common::abi::Family;
+use xtask::testbed::{Layout, PodOptions, Testbed};
+
+use crate::client::{Connection, PATIENCE, transfer, udp, udp_echo};
+use crate::cluster::{Cluster, Plan};
+use crate::socket_option::{forbid_fragments, path_mtu};
+
+/// The smallest that IPv6 allows.
+const MTU: u32 = 1280;
+/// Of IP and UDP together.
+const fn headers(family: Family) -> usize {
+    match family {
+        Family::Ipv4 => 28,
+        Family::Ipv6 => 48,
+    }
+}
+
+fn tcp_learns_the_mtu(cluster: &Cluster, family: Family) {
+    let address = cluster.service.address(family);
+    cluster.client.run(|| {
+        let connection = Connection::open(address).unwrap();
+        transfer(&connection, 4 << 20).unwrap();
+        assert_eq!(
+            path_mtu(&connection.stream, address).unwrap(),
+            MTU,
+            "{address}"
+        );
+    });
+}
+
+/// Sends datagrams that must not be cut until the socket has learnt the MTU.
+fn udp_learns_the_mtu(cluster: &Cluster, family: Family) {
+    let address = cluster.service.address(family);
+    cluster.client.run(|| {
+        let socket = udp(0, address).unwrap();
+        forbid_fragments(&socket, family).unwrap();
+        wait_for_mtu(&socket, address, || match socket.send(&[7; 1_400]) {
+            Ok(_) => {}
+            Err(error) => assert!(is_too_long(&error), "{error}"),
+        });
+        let largest = MTU as usize - headers(family);
+        // Answers carry the backend's name as well, and may be cut.
+        assert!(
+            udp_echo(&socket, &vec![7; largest])
+                .unwrap()
+                .starts_with("web-")
+        );
+        let error = socket.send(&vec![7; largest + 1]).unwrap_err();
+        assert!(is_too_long(&error), "{error}");
+    });
+}
+
+fn is_too_long(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EMSGSIZE)
+}
+
+fn wait_for_mtu(socket: &impl AsRawFd, peer: SocketAddr, mut send: impl FnMut()) {
+    let start = Instant::now();
+    while path_mtu(socket, peer).unwrap() != MTU {
+        assert!(start.elapsed() < PATIENCE, "{peer}: MTU not learnt");
+        send();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sends long datagrams as ordinary programs do: cut by the sender, to a size that it learns.
+fn long_datagrams_get_through(cluster: &Cluster, family: Family) {
+    let address = cluster.service.address(family);
+    cluster.client.run(|| {
+        let socket = udp(0, address).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        let start = Instant::now();
+        for size in [1_400, 4_000, 60_000] {
+            // The first ones are lost where routers must not cut: in IPv6, and both ways. An
+            // error tells the sender so.
+            while let Err(error) = udp_echo(&socket, &vec![7; size]) {
+                let expected = error.kind() == ErrorKind::WouldBlock || is_too_long(&error);
+                assert!(expected, "{address}: {size} bytes: {error}");
+                assert!(
+                    start.elapsed() < PATIENCE,
+                    "{address}: {size} bytes: {error}"
+                );
+            }
+        }
+    });
+}
+
+fn a_narrow_link_is_found_out(layout: Layout) {
+    let testbed = Testbed::new(layout).unwrap();
+    testbed.add_remote_node(layout, MTU).unwrap();
+    let client = testbed.pod("client").unwrap();
+    let backends = vec![testbed.remote_pod("web-0").unwrap()];
+    let cluster = Cluster::with_backends(testbed, client, backends);
+    for family in Family::ALL {
+        long_datagrams_get_through(&cluster, family);
+        tcp_learns_the_mtu(&cluster, family);
+        udp_learns_the_mtu(&cluster, family);
+    }
+}
+
+#[test]
+fn a_narrow_link_on_the_way_to_a_remote_backend_is_found_out() {
+    a_narrow_link_is_found_out(Layout::Routed);
+}
+
+#[test]
+fn a_narrow_link_on_the_way_to_a_remote_backend_is_found_out_behind_a_bridge() {
+    a_narrow_link_is_found_out(Layout::Bridge);
+}
+
+#[test]
+fn a_backend_with_a_narrow_device_of_its_own_is_found_out() {
+    // Announcing long segments in spite of the MTU leaves it to the node's ICMP errors.
+    let announced_mss = Some(1440);
+    let backend = PodOptions {
+        mtu: MTU,
+        announced_mss,
+        ..PodOptions::default()
+    };
+    let cluster = Cluster::new(Plan {
+        backends: 1,
+        backend,
+        ..Plan::default()
+    });
+    for family in Family::ALL {
+        long_datagrams_get_through(&cluster, family);
+        tcp_learns_the_mtu(&cluster, family);
+        udp_learns_the_mtu(&cluster, family);
+    }
+}
+
+#[test]
+fn a_client_with_a_narrow_device_gets_long_answers() {
+    let announced_mss = Some(1440);
+    let client = PodOptions {
+        mtu: MTU,
+        announced_mss,
+        ..PodOptions::default()
+    };
+    let cluster = Cluster::new(Plan {
+        backends: 1,
+        client,
+        ..Plan::default()
+    });
+    for family in Family::ALL {
+        long_datagrams_get_through(&cluster, family);
+        let address = cluster.service.address(family);
+        cluster
+            .client
+            .run(|| transfer(&Connection::open(address).unwrap(), 4 << 20).unwrap());
+    }
+}
+
+#[test]
+fn a_pod_with_a_narrow_device_reaches_itself() {
+    let announced_mss = Some(1440);
+    let backend = PodOptions {
+        mtu: MTU,
+        announced_mss,
+        ..PodOptions::default()
+    };
+    let cluster = Cluster::new(Plan {
+        backends: 1,
+        backend,
+        ..Plan::default()
+    });
+    for family in Family::ALL {
+        let address = cluster.service.address(family);
+        cluster.backends[0].run(|| transfer(&Connection::open(address).unwrap(), 4 << 20).unwrap());
+    }
+}

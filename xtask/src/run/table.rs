@@ -1,0 +1,71 @@
+//! The table at the end of the demonstration.
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use serde_json::Value;
+
+use super::request::{Frontend, Outcome};
+
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+const HEADER: [&str; 8] = [
+    "Service",
+    "address dialled",
+    "protocol",
+    "ok",
+    "failed",
+    "answered by",
+    "packets*",
+    "new flows*",
+];
+
+/// Shows what became of the requests, and what the kernel counted (`beeline services -o json`).
+pub(super) fn render(outcomes: &[Outcome], services: &Value) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(STYLE)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(HEADER);
+    for outcome in outcomes {
+        table.add_row(row(outcome, services));
+    }
+    for column in [3, 4, 6, 7] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{table}\n* counted by the programs in the kernel; a refused connection is no flow")
+}
+
+fn row(outcome: &Outcome, services: &Value) -> [String; 8] {
+    let frontend = &outcome.frontend;
+    let answers: Vec<_> = outcome
+        .answers
+        .iter()
+        .map(|(backend, count)| format!("{backend} ×{count}"))
+        .collect();
+    let counters = counters(services, frontend);
+    let count = |name: &str| match counters.and_then(|counters| counters[name].as_u64()) {
+        Some(count) => count.to_string(),
+        None => "?".to_owned(),
+    };
+    [
+        format!("{}/{}", frontend.namespace, frontend.service),
+        frontend.socket_address().to_string(),
+        frontend.protocol.to_owned(),
+        outcome.succeeded().to_string(),
+        outcome.failed().to_string(),
+        answers.join(", "),
+        count("packets"),
+        count("flows"),
+    ]
+}
+
+/// The counters of a frontend in what `beeline services -o json` says.
+fn counters<'a>(services: &'a Value, frontend: &Frontend) -> Option<&'a Value> {
+    services.as_array()?.iter().find(|service| {
+        service["address"] == frontend.address.to_string()
+            && service["port"] == frontend.port
+            && service["protocol"] == frontend.protocol
+    })
+}

@@ -1,0 +1,228 @@
+//! A node, pods and networks around it, made of network namespaces.
+//!
+//! ```text
+//!   pod ── veth002 ┐
+//!   pod ── veth003 ┼ node ── eth0 ── outside ── remote node ── pods
+//!   pod ── veth004 ┘                        (smaller MTU)
+//! ```
+//!
+//! Everything has addresses of both families; the node forwards, with strict reverse path
+//! filtering. Any number of testbeds may be up at a time, of this process and of others. A
+//! testbed goes away with everything in it when it is dropped, on Ctrl-C and on SIGTERM; if its
+//! process is killed, when the next testbed is made.
+
+mod daemon;
+mod device;
+pub mod dns;
+mod namespace;
+mod node;
+pub mod sctp;
+mod server;
+mod traces;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+
+pub use daemon::{Beeline, Daemon};
+pub use namespace::{Namespace, in_namespace};
+pub use node::{Layout, Node, Pod, PodOptions};
+pub use server::{Serve, Server};
+pub use traces::release_all_and_exit;
+
+/// The node's name, as EndpointSlices have it.
+pub const NODE_NAME: &str = "node-1";
+/// The name of the other node.
+pub const REMOTE_NODE_NAME: &str = "node-2";
+
+/// The node's own addresses.
+pub const NODE_IPV4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
+/// See [`NODE_IPV4`].
+pub const NODE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 2);
+
+/// A node and what is around it.
+#[derive(Debug)]
+pub struct Testbed {
+    id: traces::Id,
+    node: Node,
+    outside: Namespace,
+    remote: OnceLock<Node>,
+    logs: AtomicU32,
+}
+
+impl Testbed {
+    /// Makes a node without pods, and the network outside.
+    ///
+    /// # Errors
+    /// Without root's privileges, or if a command fails. Nothing is left behind then.
+    pub fn new(layout: Layout) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "network namespaces need root"
+        );
+        traces::remove_leftovers();
+        traces::release_on_signal();
+        let id = traces::making().testbed();
+        Self::build(&id, layout).inspect_err(|_| traces::release(&id))
+    }
+
+    fn build(id: &traces::Id, layout: Layout) -> Result<Self> {
+        // Held so that a signal in between cannot miss what is being made.
+        let _making = traces::making();
+        for folder in [
+            id.bpffs(),
+            id.folder().join("state"),
+            id.folder().join("manifests"),
+        ] {
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("create folder {}", folder.display()))?;
+        }
+        mount(
+            Some("bpf"),
+            &id.bpffs(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mount bpffs at {}", id.bpffs().display()))?;
+        let outside = Namespace::create(&id.namespace("outside"))?;
+        node::forward(&outside)?;
+        let node = Node::new(Namespace::create(&id.namespace("node"))?, layout, 0)?;
+        link(&outside, &node, "node", 18, 1500)?;
+        Ok(Self {
+            id: id.clone(),
+            node,
+            outside,
+            remote: OnceLock::new(),
+            logs: AtomicU32::new(0),
+        })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The network outside: the node's default router.
+    pub fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// Adds an ordinary pod to the node.
+    ///
+    /// # Errors
+    /// If a command fails, or there is a pod of that name.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        self.pod_with(name, &PodOptions::default())
+    }
+
+    /// Adds a pod to the node.
+    ///
+    /// # Errors
+    /// If a command fails, or there is a pod of that name.
+    pub fn pod_with(&self, name: &str, options: &PodOptions) -> Result<Pod> {
+        self.add_pod(&self.node, name, options)
+    }
+
+    /// Adds a node beyond the outside router, over a link with this MTU in bytes. It has the
+    /// same layout as the first.
+    ///
+    /// # Errors
+    /// If a command fails, or there is one already.
+    pub fn add_remote_node(&self, layout: Layout, mtu: u32) -> Result<()> {
+        ensure!(
+            self.remote.get().is_none(),
+            "there is a remote node already"
+        );
+        let _making = traces::making();
+        let remote = Node::new(Namespace::create(&self.id.namespace("remote"))?, layout, 1)?;
+        link(&self.outside, &remote, "remote", 19, mtu)?;
+        self.remote.get_or_init(|| remote);
+        Ok(())
+    }
+
+    /// Adds an ordinary pod to the remote node.
+    ///
+    /// # Errors
+    /// If a command fails, or there is no remote node.
+    pub fn remote_pod(&self, name: &str) -> Result<Pod> {
+        let remote = self.remote.get().context("there is no remote node")?;
+        self.add_pod(remote, name, &PodOptions::default())
+    }
+
+    fn add_pod(&self, node: &Node, name: &str, options: &PodOptions) -> Result<Pod> {
+        let _making = traces::making();
+        let namespace = Namespace::create(&self.id.namespace(name))?;
+        node.add_pod(name, namespace, options)
+            .with_context(|| format!("add pod {name}"))
+    }
+
+    /// Takes a pod off its node, as a CNI does when a pod ends: its link disappears, and its
+    /// namespace as soon as nothing runs in it.
+    ///
+    /// # Errors
+    /// If a command fails.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        let _making = traces::making();
+        pod.namespace.ip(["link delete eth0"])?;
+        namespace::ip(None, &[format!("netns delete {}", pod.namespace.name())])
+    }
+
+    /// The testbed's own bpffs.
+    pub fn bpffs(&self) -> PathBuf {
+        self.id.bpffs()
+    }
+
+    /// The daemon's state folder.
+    pub fn state_folder(&self) -> PathBuf {
+        self.id.folder().join("state")
+    }
+
+    /// The folder that the daemon reads manifests from; empty at first.
+    pub fn manifests(&self) -> PathBuf {
+        self.id.folder().join("manifests")
+    }
+
+    fn id(&self) -> &traces::Id {
+        &self.id
+    }
+
+    fn new_log(&self) -> PathBuf {
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        self.id.folder().join(format!("run-{number}.log"))
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        traces::release(&self.id);
+    }
+}
+
+/// Connects a node to the outside router. `net` is a byte of the addresses between them.
+fn link(outside: &Namespace, node: &Node, name: &str, net: u8, mtu: u32) -> Result<()> {
+    let inside = node.namespace.name();
+    outside.ip([
+        format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"),
+        format!("address add 172.{net}.0.1/24 dev {name}"),
+        format!("address add fd00:172:{net}::1/64 dev {name} nodad"),
+        format!("link set {name} up"),
+    ])?;
+    node.namespace.ip([
+        format!("address add 172.{net}.0.2/24 dev eth0"),
+        format!("address add fd00:172:{net}::2/64 dev eth0 nodad"),
+        "link set eth0 up".to_owned(),
+        format!("route add default via 172.{net}.0.1"),
+        format!("route add default via fd00:172:{net}::1"),
+    ])?;
+    outside.ip([
+        format!("route add {} via 172.{net}.0.2", node.pod_range_v4()),
+        format!("route add {} via fd00:172:{net}::2", node.pod_range_v6()),
+    ])?;
+    outside.wait_for_devices(&[name])?;
+    node.namespace.wait_for_devices(&["eth0"])
+}

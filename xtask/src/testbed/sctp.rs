@@ -1,0 +1,134 @@
+//! SCTP for clients and servers: the kernel's own where it has SCTP, else a small one over raw
+//! IP sockets that is as strict about checksums as the kernel's.
+
+mod association;
+mod crc32c;
+mod packet;
+mod raw;
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use proxy_common::abi::Family;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Longest message, in bytes.
+const MESSAGE: usize = 65_536;
+
+/// Whether the kernel has SCTP sockets.
+pub fn kernel_has_sctp() -> bool {
+    kernel_socket(Family::Ipv4).is_ok()
+}
+
+/// An association with a server.
+#[derive(Debug)]
+pub struct Association(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    // The kernel's one-to-one sockets are used like TCP's.
+    Kernel(TcpStream),
+    Raw(Box<raw::Client>),
+}
+
+impl Association {
+    /// Opens an association from `port` (0: any) to a server. Nothing that it does may take
+    /// longer than `patience` each.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ConnectionRefused`] if the other side says so or an ICMP error does,
+    /// [`io::ErrorKind::TimedOut`] if there is no answer.
+    pub fn open(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
+        if !kernel_has_sctp() {
+            let client = raw::Client::open(port, server, patience)?;
+            return Ok(Self(Kind::Raw(Box::new(client))));
+        }
+        let socket = kernel_socket(Family::of(server.ip()))?;
+        if port != 0 {
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::new(unspecified(server.ip()), port).into())?;
+        }
+        socket.connect_timeout(&server.into(), patience)?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.set_write_timeout(Some(patience))?;
+        Ok(Self(Kind::Kernel(socket.into())))
+    }
+
+    /// Sends a message (up to 60,000 bytes) and waits for one.
+    ///
+    /// # Errors
+    /// The association is aborted, or there is no answer in time.
+    pub fn exchange(&mut self, message: &[u8]) -> io::Result<Vec<u8>> {
+        match &mut self.0 {
+            Kind::Kernel(stream) => {
+                stream.write_all(message)?;
+                let mut answer = vec![0; MESSAGE];
+                let length = stream.read(&mut answer)?;
+                answer.truncate(length);
+                Ok(answer)
+            }
+            Kind::Raw(client) => client.exchange(message),
+        }
+    }
+
+    /// Ends the association, with the other side's consent.
+    ///
+    /// # Errors
+    /// There is no answer in time.
+    pub fn close(self) -> io::Result<()> {
+        match self.0 {
+            Kind::Kernel(mut stream) => {
+                stream.shutdown(std::net::Shutdown::Write)?;
+                match stream.read(&mut [0; 1])? {
+                    0 => Ok(()),
+                    _ => Err(io::Error::other("a message after the end")),
+                }
+            }
+            Kind::Raw(mut client) => client.close(),
+        }
+    }
+}
+
+/// A server that answers each message with one that starts with the server's name.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Kernel(TcpListener),
+    Raw(raw::Socket),
+}
+
+impl Listener {
+    /// Binds an address. The kernel's socket is non-blocking.
+    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
+        if !kernel_has_sctp() {
+            return raw::Socket::bind(address).map(Self::Raw);
+        }
+        let socket = kernel_socket(Family::of(address.ip()))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self::Kernel(socket.into()))
+    }
+}
+
+pub(super) use raw::serve as serve_raw;
+
+fn kernel_socket(family: Family) -> io::Result<Socket> {
+    let domain = match family {
+        Family::Ipv4 => Domain::IPV4,
+        Family::Ipv6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::SCTP))?;
+    if family == Family::Ipv6 {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
