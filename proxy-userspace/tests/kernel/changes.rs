@@ -179,14 +179,7 @@ fn pods_that_come_are_served_and_those_that_go_are_forgotten() {
         let mut service = cluster.service.clone();
         service.endpoints = vec![Endpoint::of(&backend)];
         cluster.apply(&service);
-        cluster
-            .daemon
-            .wait_until("new pod attached", |status| {
-                status
-                    .to_string()
-                    .contains(&format!("\"{}\"", client.device))
-            })
-            .unwrap();
+        cluster.wait_until_attached(&client);
         for family in Family::ALL {
             let address = service.address(family);
             let met = client.run(|| Connection::open(address).unwrap().backend);

@@ -90,29 +90,53 @@ pub(crate) fn udp_echo(socket: &UdpSocket, message: &[u8]) -> std::io::Result<St
 
 /// Sends `bytes` bytes to an echo server and checks that the same come back, in order.
 pub(crate) fn transfer(connection: &Connection, bytes: u64) -> std::io::Result<()> {
-    let blocks = bytes / Block::LENGTH as u64;
-    let (mut to, mut from) = (&connection.stream, &connection.stream);
+    transfer_while(connection, |blocks| blocks < bytes / Block::LENGTH as u64).map(drop)
+}
+
+/// Sends blocks to an echo server as long as `go_on` (given how many there were) says so, and
+/// checks that the same come back, in order. Returns how many there were.
+pub(crate) fn transfer_while(
+    connection: &Connection,
+    go_on: impl Fn(u64) -> bool + Send,
+) -> std::io::Result<u64> {
     std::thread::scope(|scope| {
-        let sent = scope.spawn(move || {
-            let mut block = Block::new();
-            (0..blocks).try_for_each(|number| to.write_all(block.numbered(number)))?;
-            connection.stream.shutdown(std::net::Shutdown::Write)
-        });
-        let (mut expected, mut received) = (Block::new(), vec![0; Block::LENGTH]);
-        for number in 0..blocks {
-            from.read_exact(&mut received)?;
-            if received != expected.numbered(number) {
-                return Err(std::io::Error::other(format!(
-                    "block {number} of {blocks} is wrong"
-                )));
+        let sender = scope.spawn(|| send_blocks(&connection.stream, go_on));
+        let received = receive_blocks(&connection.stream)?;
+        let sent = sender
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        if sent == received {
+            return Ok(sent);
+        }
+        Err(std::io::Error::other(format!(
+            "{sent} blocks sent, {received} came back"
+        )))
+    })
+}
+
+fn send_blocks(mut to: &TcpStream, go_on: impl Fn(u64) -> bool) -> std::io::Result<u64> {
+    let (mut block, mut number) = (Block::new(), 0);
+    while go_on(number) {
+        to.write_all(block.numbered(number))?;
+        number += 1;
+    }
+    to.shutdown(std::net::Shutdown::Write)?;
+    Ok(number)
+}
+
+fn receive_blocks(from: &TcpStream) -> std::io::Result<u64> {
+    let (mut expected, mut received, mut number) = (Block::new(), Vec::new(), 0);
+    loop {
+        received.clear();
+        match from.take(Block::LENGTH as u64).read_to_end(&mut received)? {
+            0 => return Ok(number),
+            _ if received == expected.numbered(number) => number += 1,
+            length => {
+                let what = format!("block {number} is wrong ({length} bytes)");
+                return Err(std::io::Error::other(what));
             }
         }
-        if from.read(&mut received)? != 0 {
-            return Err(std::io::Error::other("more came back than was sent"));
-        }
-        sent.join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    }
 }
 
 /// A piece of a transfer: noise, and its own number, so that none can stand in for another.

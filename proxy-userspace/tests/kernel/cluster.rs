@@ -211,6 +211,20 @@ impl Cluster {
         }
     }
 
+    /// Waits until a new pod's packets are looked at.
+    pub(crate) fn wait_until_attached(&self, pod: &Pod) {
+        let knows = |status: &Value| {
+            let devices = status["devices"].as_array();
+            devices.is_some_and(|devices| devices.iter().any(|device| *device == pod.device))
+        };
+        self.daemon.wait_until("new pod attached", knows).unwrap();
+    }
+
+    /// Starts `beeline run` again, after it has ended.
+    pub(crate) fn start_again(&mut self) {
+        self.daemon = beeline(&self.testbed).run::<&str>([]).unwrap();
+    }
+
     /// The `beeline` command on this node.
     pub(crate) fn beeline(&self) -> Beeline<'_> {
         beeline(&self.testbed)
@@ -225,7 +239,7 @@ impl Cluster {
             .filter(|endpoint| !endpoint.terminating)
             .count();
         let start = Instant::now();
-        while self.backends_in_force(service) != expected {
+        while self.backends_in_force(service) != Some(expected) {
             assert!(
                 start.elapsed() < IN_FORCE,
                 "{service:?} is not in force in {IN_FORCE:?}"
@@ -234,16 +248,20 @@ impl Cluster {
     }
 
     /// How many backends new IPv4 TCP connections to a Service may go to, from the maps.
-    fn backends_in_force(&self, service: &Service) -> usize {
+    fn backends_in_force(&self, service: &Service) -> Option<usize> {
         let services = self.beeline().json(["services"]).unwrap();
         let address = service.address(Family::Ipv4).ip().to_string();
-        let frontend = services
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|frontend| frontend["address"] == address && frontend["protocol"] == "TCP");
-        let backends = frontend.and_then(|frontend| frontend["backends"].as_array());
-        backends.map_or(usize::MAX, Vec::len)
+        services
+            .as_array()?
+            .iter()
+            .filter(|service| service["protocol"] == "TCP")
+            .find_map(|service| {
+                let frontends = service["frontends"].as_array()?;
+                let frontend = frontends
+                    .iter()
+                    .find(|frontend| frontend["address"] == address)?;
+                Some(frontend["backends"].as_array()?.len())
+            })
     }
 }
 

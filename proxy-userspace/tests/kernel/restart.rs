@@ -1,25 +1,18 @@
 //! The daemon is not needed for traffic, and a restart changes nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proxy_common::abi::Family;
 
-use crate::client::{Connection, PATIENCE, udp, udp_echo};
+use crate::client::{Connection, transfer_while, udp, udp_echo};
 use crate::cluster::{Cluster, Plan};
 
 #[test]
 fn traffic_survives_a_killed_daemon_and_its_successor() {
-    let Cluster {
-        daemon,
-        servers,
-        backends,
-        client,
-        service,
-        testbed,
-    } = Cluster::new(Plan::default());
-    let connections: Vec<_> = client.run(|| {
-        let open = |family| Connection::open(service.address(family)).unwrap();
-        Family::ALL.map(open).into()
-    });
-    let mut connections: Vec<Connection> = connections;
+    let mut cluster = Cluster::new(Plan::default());
+    let (client, service) = (cluster.client.clone(), cluster.service.clone());
+    let open = |family| Connection::open(service.address(family)).unwrap();
+    let mut connections = client.run(|| Family::ALL.map(open));
     let mut use_all = |when: &str| {
         for connection in &mut connections {
             connection
@@ -34,41 +27,34 @@ fn traffic_survives_a_killed_daemon_and_its_successor() {
         });
     };
     use_all("before");
-    assert!(daemon.kill().is_some());
+    cluster.daemon.kill();
     use_all("while the daemon is down");
-    let daemon = crate::cluster::beeline(&testbed).run::<&str>([]).unwrap();
+    cluster.start_again();
     use_all("after the restart");
-    assert_eq!(writes(&daemon), 0, "{}", daemon.log());
-    drop((daemon, servers, backends));
+    let (status, log) = (cluster.daemon.status(), cluster.daemon.log());
+    assert_eq!(status["last_sync"]["writes"], 0, "{log}");
 }
 
 #[test]
-fn a_transfer_goes_on_while_the_daemon_is_killed_and_started_again() {
-    let Cluster {
-        daemon,
-        servers,
-        backends,
-        client,
-        service,
-        testbed,
-    } = Cluster::new(Plan::default());
-    let address = service.address(Family::Ipv4);
-    let connection = client.run(|| Connection::open(address).unwrap());
-    connection.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+fn transfers_go_on_while_the_daemon_is_killed_and_started_again() {
+    let mut cluster = Cluster::new(Plan::default());
+    let addresses = Family::ALL.map(|family| cluster.service.address(family));
+    let connections = cluster
+        .client
+        .run(|| addresses.map(|address| Connection::open(address).unwrap()));
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let transfer = scope.spawn(|| crate::client::transfer(&connection, 512 << 20));
-        assert!(daemon.kill().is_some());
-        let next = crate::cluster::beeline(&testbed).run::<&str>([]).unwrap();
-        assert!(next.kill().is_some());
-        let last = crate::cluster::beeline(&testbed).run::<&str>([]).unwrap();
-        transfer.join().unwrap().unwrap();
-        drop(last);
+        let go_on = |_| !done.load(Ordering::Relaxed);
+        let transfers = connections
+            .each_ref()
+            .map(|connection| scope.spawn(move || transfer_while(connection, go_on)));
+        for _ in 0..3 {
+            cluster.daemon.kill();
+            cluster.start_again();
+        }
+        done.store(true, Ordering::Relaxed);
+        for transfer in transfers {
+            assert!(transfer.join().unwrap().unwrap() > 100);
+        }
     });
-    drop((servers, backends));
-}
-
-/// Entries of maps that a daemon has written, by its log.
-fn writes(daemon: &xtask::testbed::Daemon) -> u64 {
-    let log = daemon.log();
-    log.len() as u64
 }

@@ -4,7 +4,7 @@ use proxy_common::abi::Family;
 use xtask::testbed::{Layout, PodOptions};
 
 use crate::client::{Connection, transfer};
-use crate::cluster::{Cluster, Plan};
+use crate::cluster::{Cluster, Plan, Service, serve_all};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,26 +32,38 @@ fn a_gibibyte_arrives_intact_over_ipv6_behind_a_bridge() {
 
 #[test]
 fn transfers_arrive_intact_with_any_offloads() {
-    let options = [(true, true), (true, false), (false, true), (false, false)];
-    let pods = options.map(|(checksum_offload, receive_offload)| PodOptions {
-        checksum_offload,
-        receive_offload,
-        ..PodOptions::default()
+    let pods = [(true, true), (true, false), (false, true), (false, false)].map(
+        |(checksum_offload, receive_offload)| PodOptions {
+            checksum_offload,
+            receive_offload,
+            ..PodOptions::default()
+        },
+    );
+    let cluster = Cluster::new(Plan {
+        backends: 0,
+        ..Plan::default()
     });
-    for client in pods {
-        for backend in [pods[1], pods[2]] {
-            let cluster = Cluster::new(Plan {
-                client,
-                backend,
-                ..Plan::default()
-            });
+    let mut running = Vec::new();
+    let services = pods.each_ref().map(|options| {
+        let name = format!("backend-{}", running.len());
+        let pod = cluster.testbed.pod_with(&name, options).unwrap();
+        running.push(serve_all(&pod));
+        let service = Service::new(&name, 20 + running.len() as u8, &[pod]);
+        cluster.apply(&service);
+        service
+    });
+    for (at, options) in pods.iter().enumerate() {
+        let client = cluster
+            .testbed
+            .pod_with(&format!("client-{at}"), options)
+            .unwrap();
+        cluster.wait_until_attached(&client);
+        for (service, backend) in services.iter().zip(&pods) {
             for family in Family::ALL {
-                let address = cluster.service.address(family);
-                cluster.client.run(|| {
-                    let connection = Connection::open(address).unwrap();
-                    transfer(&connection, 32 * MIB).unwrap_or_else(|error| {
-                        panic!("{client:?} {backend:?} {family:?}: {error}")
-                    });
+                let address = service.address(family);
+                let result = client.run(|| transfer(&Connection::open(address)?, 16 * MIB));
+                result.unwrap_or_else(|error| {
+                    panic!("{options:?} to {backend:?}, {family:?}: {error}")
                 });
             }
         }

@@ -8,7 +8,7 @@ use super::request::{Frontend, Outcome};
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-const HEADER: [&str; 8] = [
+const HEADER: [&str; 9] = [
     "Service",
     "address dialled",
     "protocol",
@@ -17,6 +17,7 @@ const HEADER: [&str; 8] = [
     "answered by",
     "packets*",
     "new flows*",
+    "refused*",
 ];
 
 /// Shows what became of the requests, and what the kernel counted (`beeline services -o json`).
@@ -29,15 +30,19 @@ pub(super) fn render(outcomes: &[Outcome], services: &Value) -> String {
     for outcome in outcomes {
         table.add_row(row(outcome, services));
     }
-    for column in [3, 4, 6, 7] {
-        if let Some(column) = table.column_mut(column) {
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if [3, 4, 6, 7, 8].contains(&number) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    format!("{table}\n* counted by the programs in the kernel; a refused connection is no flow")
+    format!(
+        "{}\n* as counted by the programs in the kernel",
+        table.trim_fmt()
+    )
 }
 
-fn row(outcome: &Outcome, services: &Value) -> [String; 8] {
+fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
     let frontend = &outcome.frontend;
     let answers: Vec<_> = outcome
         .answers
@@ -58,14 +63,20 @@ fn row(outcome: &Outcome, services: &Value) -> [String; 8] {
         answers.join(", "),
         count("packets"),
         count("flows"),
+        count("refused"),
     ]
 }
 
-/// The counters of a frontend in what `beeline services -o json` says.
+/// The counters of a frontend's service port in what `beeline services -o json` says.
 fn counters<'a>(services: &'a Value, frontend: &Frontend) -> Option<&'a Value> {
-    services.as_array()?.iter().find(|service| {
-        service["address"] == frontend.address.to_string()
-            && service["port"] == frontend.port
-            && service["protocol"] == frontend.protocol
-    })
+    let dialled = |entry: &Value| {
+        entry["address"] == frontend.address.to_string() && entry["port"] == frontend.port
+    };
+    let service = services.as_array()?.iter().find(|service| {
+        service["protocol"] == frontend.protocol
+            && service["frontends"]
+                .as_array()
+                .is_some_and(|entries| entries.iter().any(dialled))
+    });
+    service.map(|service| &service["counters"])
 }

@@ -57,12 +57,12 @@ impl<'a> Beeline<'a> {
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.binary);
         command
+            .args(args)
             .args([OsStr::new("--bpffs"), self.testbed.bpffs().as_os_str()])
             .args([
                 OsStr::new("--state-dir"),
                 self.testbed.state_folder().as_os_str(),
             ])
-            .args(args)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null());
         command
@@ -122,10 +122,11 @@ impl<'a> Beeline<'a> {
         }
         let log = self.testbed.new_log();
         let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let mut command = self.command(["run", "--source", "file", "--manifests"]);
+        let mut command = self.command(["run"]);
         // Its own group: a Ctrl-C is the testbed's to pass on.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
+            .args(["--source", "file", "--manifests"])
             .arg(&self.manifests)
             .args(["--node-name", super::NODE_NAME])
             .args(args)
@@ -169,12 +170,12 @@ impl Daemon {
     }
 
     /// Ends it as a service supervisor does; how it ended, `None` if nobody knows.
-    pub fn stop(self) -> Option<ExitStatus> {
+    pub fn stop(&self) -> Option<ExitStatus> {
         traces::stop(&self.child, Signal::SIGTERM)
     }
 
     /// Ends it without a chance to do anything.
-    pub fn kill(self) -> Option<ExitStatus> {
+    pub fn kill(&self) -> Option<ExitStatus> {
         traces::stop(&self.child, Signal::SIGKILL)
     }
 

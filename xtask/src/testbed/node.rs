@@ -151,17 +151,11 @@ impl Node {
         Ipv4Addr::new(10, 244, self.number, host)
     }
 
+    /// Its last group reads like the last number of the IPv4 address.
     fn ipv6(&self, host: u8) -> Ipv6Addr {
-        Ipv6Addr::new(
-            0xfd00,
-            0x10,
-            0x244,
-            self.number.into(),
-            0,
-            0,
-            0,
-            host.into(),
-        )
+        let [hundreds, tens, ones] = [host / 100, host / 10 % 10, host % 10].map(u16::from);
+        let last = hundreds << 8 | tens << 4 | ones;
+        Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, last)
     }
 
     /// Connects a namespace to this node as a pod.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -190,18 +191,10 @@ pub(super) fn stop(child: &SharedChild, signal: Signal) -> Option<std::process::
 }
 
 fn remove_files_and_namespaces(id: &Id) {
-    let folder = id.folder();
-    if folder.exists() {
-        // Fails if the bpffs was never mounted, which is fine.
-        if umount2(&id.bpffs(), MntFlags::MNT_DETACH).is_err()
-            && id.bpffs().join("beeline").exists()
-        {
-            eprintln!("warning: {} is still mounted", id.bpffs().display());
-            return;
-        }
-        if let Err(error) = std::fs::remove_dir_all(&folder) {
-            eprintln!("warning: remove {}: {error}", folder.display());
-        }
+    if id.folder().exists()
+        && let Err(error) = remove_files(id)
+    {
+        eprintln!("warning: remove {}: {error}", id.folder().display());
     }
     let commands: Vec<String> = namespaces_of(id)
         .into_iter()
@@ -212,6 +205,20 @@ fn remove_files_and_namespaces(id: &Id) {
     {
         eprintln!("warning: {error:#}");
     }
+}
+
+fn remove_files(id: &Id) -> std::io::Result<()> {
+    let bpffs = id.bpffs();
+    if bpffs.exists() {
+        match umount2(&bpffs, MntFlags::MNT_DETACH) {
+            // It was not mounted yet.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Fails if it is still mounted: what is in it is not to be removed file by file.
+        std::fs::remove_dir(&bpffs)?;
+    }
+    std::fs::remove_dir_all(id.folder())
 }
 
 fn namespaces_of(id: &Id) -> Vec<String> {
