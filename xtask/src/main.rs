@@ -6,6 +6,7 @@ mod build;
 mod debian;
 mod lint;
 mod process;
+mod run;
 mod setup;
 mod test;
 mod tidy;
@@ -23,6 +24,7 @@ use clap::Parser;
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Run(run::Args),
     Lint(lint::Args),
     Test(test::Args),
     Vm(vm::Args),
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(args).map(|()| ExitCode::SUCCESS),
