@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
@@ -63,13 +63,30 @@ pub(crate) fn build(release: bool) -> Result<Built> {
 
 /// Builds and checks the kernel programs; returns the object's stable place.
 fn build_object(bpf: &BpfToolchain) -> Result<PathBuf> {
-    // A folder of its own: two compilers in one would undo each other's work.
-    let folder = workspace::target_dir()?.join("bpf");
-    let mut cargo = process::foreign_cargo(bpf.compiler.cargo());
-    cargo
+    let cargo = bpf.compiler.cargo();
+    process::run(bpf_cargo(bpf, process::foreign_cargo(cargo).arg("build"))?)?;
+    let bytes = read(
+        &bpf_target_dir()?
+            .join(BPF_TARGET)
+            .join("release/beeline-ebpf"),
+    )?;
+    bpf_object::check(&bytes).context("kernel programs are unusable")?;
+    let stable = workspace::bpf_object()?;
+    replace(&stable, &bytes)?;
+    Ok(stable)
+}
+
+/// Completes a command of cargo's, such as `build`, so that it works on the kernel programs.
+///
+/// # Errors
+/// If there is no target folder.
+pub(crate) fn bpf_cargo<'a>(
+    bpf: &BpfToolchain,
+    command: &'a mut Command,
+) -> Result<&'a mut Command> {
+    command
         .current_dir(workspace::root())
         .args([
-            "build",
             "--release",
             "--package",
             "proxy-ebpf",
@@ -77,20 +94,19 @@ fn build_object(bpf: &BpfToolchain) -> Result<PathBuf> {
             BPF_TARGET,
         ])
         .arg("--target-dir")
-        .arg(&folder)
+        .arg(bpf_target_dir()?)
         .env("RUSTC", bpf.compiler.rustc())
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&bpf.linker));
-    match bpf.compiler {
-        Compiler::Nightly(_) => cargo.args(["-Z", "build-std=core"]),
+    Ok(match bpf.compiler {
+        Compiler::Nightly(_) => command.args(["-Z", "build-std=core"]),
         // aya-ebpf needs an unstable feature for inline assembly.
-        Compiler::Debian => cargo.env("RUSTC_BOOTSTRAP", "1"),
-    };
-    process::run(&mut cargo)?;
-    let bytes = read(&folder.join(BPF_TARGET).join("release/beeline-ebpf"))?;
-    bpf_object::check(&bytes).context("kernel programs are unusable")?;
-    let stable = workspace::bpf_object()?;
-    replace(&stable, &bytes)?;
-    Ok(stable)
+        Compiler::Debian => command.env("RUSTC_BOOTSTRAP", "1"),
+    })
+}
+
+/// A folder of its own: two compilers in one would undo each other's work.
+fn bpf_target_dir() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("bpf"))
 }
 
 /// BTF for maps and functions, and the linker in full: another may be first on PATH.

@@ -4,8 +4,11 @@ mod bpf_linker;
 mod bpf_object;
 mod build;
 mod debian;
+mod lint;
 mod process;
 mod setup;
+mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 
@@ -19,12 +22,16 @@ use clap::Parser;
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Lint(lint::Args),
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -56,7 +56,7 @@ pub(crate) fn ensure() -> Result<BpfToolchain> {
     if is_debian {
         debian::require(&HOST_PACKAGES, "host tools")?;
     }
-    require_rust_components()?;
+    rust_components()?;
     let compiler = toolchain::choose(toolchain::nightly(), bpf_linker::is_within_reach, is_debian)?;
     if compiler == Compiler::Debian {
         debian::require(&toolchain::DEBIAN_PACKAGES, "compiler for BPF").context(
@@ -72,8 +72,11 @@ pub(crate) fn ensure() -> Result<BpfToolchain> {
     Ok(BpfToolchain { compiler, linker })
 }
 
-/// rustfmt and clippy, which rustup's minimal profile leaves out.
-fn require_rust_components() -> Result<()> {
+/// Installs rustfmt and clippy, which rustup's minimal profile leaves out.
+///
+/// # Errors
+/// If rustup can't.
+pub(crate) fn rust_components() -> Result<()> {
     let missing: Vec<&str> = [("rustfmt", "cargo-fmt"), ("clippy", "cargo-clippy")]
         .into_iter()
         .filter(|(_, program)| !stands_beside_cargo(program))

@@ -12,8 +12,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::process;
 
-/// Debian's compiler, and `core` for the BPF target.
-pub(crate) const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// Debian's compiler with clippy, and `core` for the BPF target.
+pub(crate) const DEBIAN_PACKAGES: [&str; 4] = [
+    "rustc-web",
+    "cargo-web",
+    "rust-web-clippy",
+    "libstd-rust-web-dev-bpf",
+];
 
 /// A compiler for the BPF target.
 #[derive(PartialEq, Eq, Debug)]
@@ -35,7 +40,8 @@ impl Compiler {
         self.program("cargo")
     }
 
-    fn program(&self, name: &str) -> PathBuf {
+    /// Path of one of the programs that belong to it.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
         match self {
             Self::Nightly(sysroot) => sysroot.join("bin").join(name),
             // In full: rustup's programs of the same name come first on PATH.
