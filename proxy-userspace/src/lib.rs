@@ -6,4 +6,14 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+pub mod cli;
+pub mod conntrack_gc;
+pub mod desired;
+pub mod devices;
+pub mod loader;
+pub mod maps;
 pub mod model;
+pub mod run;
+pub mod source;
+pub mod status;
+pub mod sync;

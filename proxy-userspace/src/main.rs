@@ -1,2 +1,5 @@
 //! The `beeline` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    beeline::cli::main()
+}

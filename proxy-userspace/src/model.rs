@@ -3,11 +3,15 @@
 //! Sources translate Kubernetes objects into these types at the rim, with an error that names
 //! object and field; behind it nothing is malformed.
 
+mod world;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
+
+pub use world::{Affected, World};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -25,7 +29,7 @@ impl std::fmt::Display for ObjectName {
 }
 
 /// A Service that is proxied (rules R1 to R3): sources leave out all others.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -50,7 +54,7 @@ pub struct Service {
 }
 
 /// One entry of `spec.ports`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
     /// The name, "" if it has none (rule R13).
     pub name: Arc<str>,
@@ -63,7 +67,7 @@ pub struct ServicePort {
 }
 
 /// Which endpoints traffic may go to.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum TrafficPolicy {
     /// All of the cluster set (rule R31).
     #[default]
@@ -73,7 +77,7 @@ pub enum TrafficPolicy {
 }
 
 /// An EndpointSlice that belongs to a Service (rules R20, R21): sources leave out all others.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointSlice {
     /// Namespace and name of the slice itself.
     pub name: ObjectName,
@@ -88,7 +92,7 @@ pub struct EndpointSlice {
 }
 
 /// One entry of an EndpointSlice's `ports`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SlicePort {
     /// The name that a Service port must have to match (rule R11).
     pub name: Arc<str>,
@@ -99,7 +103,7 @@ pub struct SlicePort {
 }
 
 /// One entry of an EndpointSlice's `endpoints`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Endpoint {
     /// The first of its addresses (rule R26).
     pub address: IpAddr,
@@ -118,7 +122,7 @@ pub struct Endpoint {
 }
 
 /// What matters of this node's Node object.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
@@ -131,7 +135,7 @@ pub struct Node {
 }
 
 /// A change of what is known; what every source yields.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     /// A Service is there, new or changed.
     Service(Service),
@@ -152,7 +156,7 @@ pub enum Event {
 }
 
 /// Something that an administrator should know, until it is solved.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
     /// What is in trouble: `Service shop/web`, `file x.yaml`, `API server`. One problem a subject.
     pub subject: String,

@@ -1,2 +1,46 @@
-//! Automation.
-fn main() {}
+//! Beeline's automation: `cargo xtask --help`.
+
+mod bpf_linker;
+mod bpf_object;
+mod build;
+mod debian;
+mod lint;
+mod process;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Beeline's automation: each command does the set-up that it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    Setup(setup::Args),
+    Build(build::Args),
+    Run(run::Args),
+    Lint(lint::Args),
+    Test(test::Args),
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Setup(args) => setup::run(&args),
+        Command::Build(args) => build::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Vm(args) => vm::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

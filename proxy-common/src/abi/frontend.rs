@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Addr, Port, Protocol};
+use super::{Addr, FlowKey, Port, Protocol};
 
 /// Key of the map `FRONTENDS`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
@@ -19,6 +19,17 @@ pub struct FrontendKey {
 }
 
 impl FrontendKey {
+    /// The frontend that a packet of this flow is for.
+    #[inline(always)]
+    pub const fn of(flow: &FlowKey) -> Self {
+        Self {
+            addr: flow.tuple.dst,
+            port: flow.tuple.dst_port,
+            protocol: flow.protocol,
+            scope: Scope::Exact as u8,
+        }
+    }
+
     /// The frontend at exactly this address, port and protocol.
     #[inline(always)]
     pub const fn exact(addr: Addr, port: Port, protocol: Protocol) -> Self {

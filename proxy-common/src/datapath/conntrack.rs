@@ -15,13 +15,13 @@ const STREAM_AFTER: u64 = 2_000_000_000;
 
 /// The state of a flow that this packet opens.
 #[inline(always)]
-pub const fn first_state(protocol: Protocol, signal: Signal) -> FlowState {
+pub const fn first_state(protocol: Option<Protocol>, signal: Signal) -> FlowState {
     match (protocol, signal) {
-        (Protocol::Udp, _) => FlowState::UdpUnreplied,
-        (Protocol::Tcp, Signal::Open) => FlowState::TcpSynSent,
-        (Protocol::Tcp, _) => FlowState::TcpEstablished,
-        (Protocol::Sctp, Signal::Open) => FlowState::SctpCookieWait,
-        (Protocol::Sctp, _) => FlowState::SctpEstablished,
+        (Some(Protocol::Udp) | None, _) => FlowState::UdpUnreplied,
+        (Some(Protocol::Tcp), Signal::Open) => FlowState::TcpSynSent,
+        (Some(Protocol::Tcp), _) => FlowState::TcpEstablished,
+        (Some(Protocol::Sctp), Signal::Open) => FlowState::SctpCookieWait,
+        (Some(Protocol::Sctp), _) => FlowState::SctpEstablished,
     }
 }
 
@@ -94,22 +94,24 @@ pub fn touch<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, signal: Signa
     let tick = tables.tick();
     let next = next_state(state, role, signal);
     if next != state || tick.wrapping_sub(flow.tick) >= REFRESH {
-        flow.state = next as u8;
         flow.tick = tick;
-        let _told = black_box(refresh(tables, flow, protocol));
+        let _told = black_box(refresh(tables, flow, protocol, next as u8));
     }
 }
 
-/// Brings both records up to date: then neither of the two grows old, or is evicted, alone.
+/// Brings both records up to date, with the state `next`: then neither of the two grows old, or is evicted, alone.
 /// Returns whether the twin was there; one that was evicted is made anew by the next packet that
 /// opens the flow.
 #[inline(never)]
-fn refresh<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8) -> bool {
+fn refresh<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, next: u8) -> bool {
     let now = tables.now();
-    let is_old = now.wrapping_sub(flow.created) > STREAM_AFTER;
-    if is_old && flow.state == FlowState::UdpReplied as u8 {
-        flow.state = FlowState::UdpStream as u8;
-    }
+    let was_replied = flow.state == FlowState::UdpReplied as u8;
+    let is_stream = was_replied && now.wrapping_sub(flow.created) > STREAM_AFTER;
+    flow.state = if is_stream {
+        FlowState::UdpStream as u8
+    } else {
+        next
+    };
     flow.last_seen = now;
     let told = tables.with_flow(&twin_key(flow, protocol), |twin| {
         twin.state = flow.state;

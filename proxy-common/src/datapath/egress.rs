@@ -10,9 +10,9 @@ use crate::abi::{Pass, Rewrite, Side, Verdict};
 #[inline(always)]
 pub fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let mut verdict = Verdict::Pass(Pass::NoService);
-    let mut headers = Headers::seen_at(Side::Egress);
-    let protocol = match classify(packet, tables, &mut headers) {
-        Class::Segment(protocol) => protocol,
+    let mut headers = Headers::seen_at(Side::Egress as u8);
+    match classify(packet, tables, &mut headers) {
+        Class::Segment => {}
         Class::Icmp => {
             return if icmp::translate(packet, tables, &headers, &mut verdict) {
                 verdict
@@ -21,12 +21,12 @@ pub fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             };
         }
         Class::Other(reason) => return Verdict::Pass(reason),
-    };
+    }
     let translated = tables.with_flow(&headers.key, |flow| {
-        if let Err(drop) = nat::rewrite(packet, tables, &headers, protocol, &flow.to) {
+        if let Err(drop) = nat::rewrite(packet, tables, &headers, &flow.to) {
             return Verdict::Drop(drop);
         }
-        touch(tables, flow, protocol.number(), headers.signal);
+        touch(tables, flow, headers.key.protocol, headers.signal());
         tables.count(flow.service, packet.len(), Count::Packet);
         Verdict::Rewrite(Rewrite::Reverse)
     });

@@ -12,7 +12,7 @@ use super::checksum::Sum;
 use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{self, Fragment, Headers, ICMP_LEN, IPV4_LEN, IPV6_LEN};
 use super::{Packet, Tables, nat};
-use crate::abi::{Drop, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Side, Verdict};
+use crate::abi::{Drop, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Verdict};
 
 /// Offset of the checksum in an ICMP or ICMPv6 header.
 const CHECKSUM: u32 = 2;
@@ -27,10 +27,7 @@ pub(super) fn translate<P: Packet, T: Tables>(
     verdict: &mut Verdict,
 ) -> bool {
     // The answer to the quoted packet would be seen where the error is.
-    let mut quoted = Headers {
-        key: outer.key,
-        ..Headers::seen_at(Side::Ingress)
-    };
+    let mut quoted = Headers::seen_at(outer.key.side);
     if parse_quoted(packet, outer, &mut quoted).is_none() {
         return false;
     }
@@ -69,7 +66,7 @@ fn parse_quoted<P: Packet>(
     let l3 = outer.l4 + ICMP_LEN;
     packet.pull(l3 + IPV4_LEN);
     let [kind, _]: [u8; 2] = packet.load(outer.l4)?;
-    match outer.family {
+    match outer.family() {
         Family::Ipv4 if is_error_v4(kind) => parse::ipv4(packet, l3, quoted).ok()?,
         Family::Ipv6 if is_error_v6(kind) => {
             packet.pull(l3 + IPV6_LEN);
@@ -77,7 +74,7 @@ fn parse_quoted<P: Packet>(
         }
         Family::Ipv4 | Family::Ipv6 => return None,
     }
-    if quoted.fragment == Fragment::Later {
+    if quoted.fragment() == Fragment::Later {
         return None;
     }
     // An error quotes at least eight bytes of the transport header (RFC 792), mostly more.
@@ -122,7 +119,7 @@ fn rewrite<P: Packet>(
     };
     let pseudo = nat::addresses(packet, outer, src, dst)?;
     // ICMPv6 checksums cover the addresses (RFC 4443, 2.3), ICMP ones do not.
-    let change = match outer.family {
+    let change = match outer.family() {
         Family::Ipv4 => inside,
         Family::Ipv6 => inside.plus(pseudo),
     };
@@ -141,7 +138,7 @@ fn rewrite_quoted<P: Packet>(packet: &mut P, quoted: &Headers, flow: &Flow) -> O
     let ports = Sum::ZERO.change32(from_ports, to_ports);
     let checksum = rewrite_checksum(packet, quoted, addresses.plus(ports));
     // The words of an IPv4 header and its checksum cancel out.
-    let header = match quoted.family {
+    let header = match quoted.family() {
         Family::Ipv4 => Sum::ZERO,
         Family::Ipv6 => addresses,
     };

@@ -24,9 +24,9 @@ pub fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict 
 #[inline(always)]
 fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let mut verdict = Verdict::Pass(Pass::NoService);
-    let mut headers = Headers::seen_at(Side::Ingress);
-    let protocol = match classify(packet, tables, &mut headers) {
-        Class::Segment(protocol) => protocol,
+    let mut headers = Headers::seen_at(Side::Ingress as u8);
+    match classify(packet, tables, &mut headers) {
+        Class::Segment => {}
         Class::Icmp => {
             return if icmp::translate(packet, tables, &headers, &mut verdict) {
                 verdict
@@ -35,27 +35,25 @@ fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             };
         }
         Class::Other(reason) => return Verdict::Pass(reason),
-    };
-    let hit = tables.with_flow(&headers.key, |flow| {
-        known(packet, tables, &headers, protocol, flow)
-    });
+    }
+    let hit = tables.with_flow(&headers.key, |flow| known(packet, tables, &headers, flow));
     match hit {
         Some(Hit::Done(verdict)) => return verdict,
-        Some(Hit::Gone) => return reply::gone(packet, &headers, protocol),
+        Some(Hit::Gone) => return reply::gone(packet, &headers),
         Some(Hit::Over) => {
             let _was_there = tables.remove_flow(&headers.key);
         }
-        None if headers.fragment == Fragment::Later => {
+        None if headers.fragment() == Fragment::Later => {
             return Verdict::Pass(Pass::UnknownFragment);
         }
         None => {}
     }
-    let mut opened = open(packet, tables, &headers, protocol, &mut verdict);
+    let mut opened = open(packet, tables, &headers, &mut verdict);
     if opened == Opened::Replaced {
-        opened = open(packet, tables, &headers, protocol, &mut verdict);
+        opened = open(packet, tables, &headers, &mut verdict);
     }
     match opened {
-        Opened::NoEndpoints => reply::no_endpoints(packet, &headers, protocol),
+        Opened::NoEndpoints => reply::no_endpoints(packet, &headers),
         Opened::Decided | Opened::Replaced => verdict,
     }
 }
@@ -75,23 +73,22 @@ fn known<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     headers: &Headers,
-    protocol: Protocol,
     flow: &mut Flow,
 ) -> Hit {
     let is_forward = flow.role == FlowRole::Forward as u8;
     if is_forward {
-        if is_over_for(tables, headers, protocol, flow) {
-            let _was_there = black_box(remove_twin(tables, flow, protocol.number()));
+        if is_over_for(tables, headers, flow) {
+            let _was_there = black_box(remove_twin(tables, flow, headers.key.protocol));
             return Hit::Over;
         }
         if is_stale(tables, flow) {
             return Hit::Gone;
         }
     }
-    if let Err(drop) = nat::rewrite(packet, tables, headers, protocol, &flow.to) {
+    if let Err(drop) = nat::rewrite(packet, tables, headers, &flow.to) {
         return Hit::Done(Verdict::Drop(drop));
     }
-    touch(tables, flow, protocol.number(), headers.signal);
+    touch(tables, flow, headers.key.protocol, headers.signal());
     tables.count(flow.service, packet.len(), Count::Packet);
     Hit::Done(Verdict::Rewrite(match (is_forward, flow.turn_back != 0) {
         (true, false) => Rewrite::Forward,
@@ -111,16 +108,16 @@ fn is_stale<T: Tables>(tables: &T, flow: &Flow) -> bool {
 
 /// Whether this packet may open a flow in place of the one that is known.
 #[inline(always)]
-fn is_over_for<T: Tables>(tables: &T, headers: &Headers, protocol: Protocol, flow: &Flow) -> bool {
-    let opens = headers.signal == Signal::Open;
+fn is_over_for<T: Tables>(tables: &T, headers: &Headers, flow: &Flow) -> bool {
+    let opens = headers.signal() == Signal::Open;
     let was_closed = opens && FlowState::from_number(flow.state).is_none_or(is_over);
-    was_closed || ((opens || protocol == Protocol::Udp) && is_stale(tables, flow))
+    was_closed || ((opens || headers.protocol() == Some(Protocol::Udp)) && is_stale(tables, flow))
 }
 
 /// What kind of packet this is to the datapath.
 pub(super) enum Class {
     /// It may belong to a flow.
-    Segment(Protocol),
+    Segment,
     /// ICMP or ICMPv6, perhaps an error that quotes a packet of a flow.
     Icmp,
     /// Neither.
@@ -137,32 +134,32 @@ pub(super) fn classify<P: Packet, T: Tables>(
     if let Err(reason) = parse::ethernet(packet, headers) {
         return Class::Other(reason);
     }
-    let Some(protocol) = Protocol::from_number(headers.key.protocol) else {
+    let Some(protocol) = headers.protocol() else {
         return if is_icmp(headers) {
             Class::Icmp
         } else {
             Class::Other(Pass::OtherProtocol)
         };
     };
-    let parsed = match headers.fragment {
+    let parsed = match headers.fragment() {
         Fragment::Whole => parse::transport(packet, headers, protocol),
         Fragment::First => parse::transport(packet, headers, protocol)
             .and_then(|()| remember_fragment(tables, headers)),
         Fragment::Later => recall_fragment(tables, headers),
     };
     match parsed {
-        Ok(()) => Class::Segment(protocol),
+        Ok(()) => Class::Segment,
         Err(reason) => Class::Other(reason),
     }
 }
 
 #[inline(always)]
 fn is_icmp(headers: &Headers) -> bool {
-    let protocol = match headers.family {
+    let protocol = match headers.family() {
         Family::Ipv4 => ICMP,
         Family::Ipv6 => ICMPV6,
     };
-    headers.key.protocol == protocol && headers.fragment == Fragment::Whole
+    headers.key.protocol == protocol && headers.fragment() == Fragment::Whole
 }
 
 #[inline(always)]

@@ -23,17 +23,16 @@ pub fn rewrite<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     headers: &Headers,
-    protocol: Protocol,
     to: &Tuple,
 ) -> Result<(), Drop> {
     let addresses = addresses(packet, headers, &to.src, &to.dst).ok_or(Drop::Write)?;
-    if headers.fragment == Fragment::Later {
+    if headers.fragment() == Fragment::Later {
         return Ok(());
     }
     let from = ports(&headers.key.tuple);
     let to = ports(to);
-    match protocol {
-        Protocol::Tcp | Protocol::Udp => {
+    match headers.protocol() {
+        Some(protocol @ (Protocol::Tcp | Protocol::Udp)) => {
             let is_udp = protocol == Protocol::Udp;
             let checksum = headers.l4 + if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
             let body = Sum::ZERO.change32(from, to);
@@ -42,9 +41,11 @@ pub fn rewrite<P: Packet, T: Tables>(
                 .and_then(|()| packet.repair(checksum, addresses, body, is_udp))
                 .ok_or(Drop::Write)
         }
-        Protocol::Sctp if from == to => Ok(()),
-        Protocol::Sctp if headers.fragment == Fragment::First => Err(Drop::SctpFragment),
-        Protocol::Sctp => sctp_ports(packet, tables, headers, from, to).ok_or(Drop::Write),
+        Some(Protocol::Sctp) if from == to => Ok(()),
+        Some(Protocol::Sctp) if headers.fragment() == Fragment::First => Err(Drop::SctpFragment),
+        Some(Protocol::Sctp) => sctp_ports(packet, tables, headers, from, to).ok_or(Drop::Write),
+        // A flow of another protocol has no record.
+        None => Err(Drop::Inconsistent),
     }
 }
 
@@ -63,7 +64,7 @@ pub fn addresses<P: Packet>(
     dst: &Addr,
 ) -> Option<Sum> {
     let from = &headers.key.tuple;
-    match headers.family {
+    match headers.family() {
         Family::Ipv4 => {
             let difference = Sum::ZERO
                 .change32(from.src.v4_word(), src.v4_word())

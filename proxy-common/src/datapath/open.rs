@@ -27,32 +27,24 @@ pub(super) fn open<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     headers: &Headers,
-    protocol: Protocol,
     verdict: &mut Verdict,
 ) -> Opened {
-    let tuple = &headers.key.tuple;
-    let key = FrontendKey::exact(tuple.dst, tuple.dst_port, protocol);
-    let Some(frontend) = tables.frontend(&key) else {
+    let Some(frontend) = tables.frontend(&FrontendKey::of(&headers.key)) else {
         return Opened::Decided;
     };
     let settings = tables.settings();
-    let may_open = protocol == Protocol::Udp || headers.signal == Signal::Open;
+    let is_udp = headers.protocol() == Some(Protocol::Udp);
+    let may_open = is_udp || headers.signal() == Signal::Open;
     if !may_open && !settings.flags.contains(SettingsFlags::ADOPT_MID_FLOW) {
         *verdict = Verdict::Pass(Pass::MidFlow);
         return Opened::Decided;
     }
     let now = tables.now();
-    *verdict = match select_backend(tables, frontend, tuple, protocol, now) {
+    *verdict = match select_backend(tables, frontend, &headers.key, now) {
         Ok(chosen) => {
-            let mut flow = record(
-                headers,
-                protocol,
-                frontend.service,
-                &chosen,
-                (now, tables.tick()),
-            );
+            let mut flow = record(headers, frontend.service, &chosen, (now, tables.tick()));
             let mut answer = answer_key(headers, settings, &chosen);
-            establish(packet, tables, headers, protocol, &mut flow, &mut answer)
+            establish(packet, tables, headers, &mut flow, &mut answer)
                 .map_or_else(Verdict::Drop, Verdict::Rewrite)
         }
         Err(refusal) => {
@@ -79,7 +71,6 @@ fn establish<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     headers: &Headers,
-    protocol: Protocol,
     flow: &mut Flow,
     answer: &mut FlowKey,
 ) -> Result<Rewrite, Drop> {
@@ -90,7 +81,7 @@ fn establish<P: Packet, T: Tables>(
     if !tables.put_flow(&headers.key, flow) {
         return Err(Drop::FlowTable);
     }
-    nat::rewrite(packet, tables, headers, protocol, &flow.to)?;
+    nat::rewrite(packet, tables, headers, &flow.to)?;
     tables.count(flow.service, packet.len(), Count::Flow);
     Ok(if flow.turn_back == 0 {
         Rewrite::NewFlow
@@ -101,19 +92,13 @@ fn establish<P: Packet, T: Tables>(
 
 /// The record of the direction from backend to client.
 #[inline(always)]
-fn record(
-    headers: &Headers,
-    protocol: Protocol,
-    service: u32,
-    chosen: &Chosen<'_>,
-    (now, tick): (u64, u32),
-) -> Flow {
+fn record(headers: &Headers, service: u32, chosen: &Chosen<'_>, (now, tick): (u64, u32)) -> Flow {
     Flow {
         to: headers.key.tuple.swapped(),
         backend: chosen.id,
         generation: chosen.backend.generation,
         service,
-        state: first_state(protocol, headers.signal) as u8,
+        state: first_state(headers.protocol(), headers.signal()) as u8,
         role: FlowRole::Reverse as u8,
         twin_side: Side::Ingress as u8,
         turn_back: u8::from(is_hairpin(headers, chosen)),

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Packet;
-use crate::abi::{Addr, Family, FlowKey, Pass, Port, Protocol, Side, Tuple};
+use crate::abi::{Addr, Family, FlowKey, Pass, Port, Protocol, Tuple};
 
 /// Length of an Ethernet header (IEEE 802.3), bytes.
 pub const ETHERNET_LEN: u32 = 14;
@@ -94,14 +94,18 @@ pub enum Fragment {
 ///
 /// Filled in place from the outside inwards: the kernel gives a program 512 bytes of stack, too
 /// few to pass descriptions around.
+///
+/// What there is to tell apart is kept as it stands in the packet, and told apart only where it
+/// matters. A verifier that knows that this is, say, the first fragment of a TCP segment over
+/// IPv4 follows it alone through all that comes after; a dozen such kinds take it past its limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers {
-    /// Which of the two IP headers it is.
-    pub family: Family,
-    /// Whether the datagram is in pieces.
-    pub fragment: Fragment,
-    /// What the packet means to the flow.
-    pub signal: Signal,
+    /// First byte of the IP header.
+    version: u8,
+    /// TCP flags, or the type of the first SCTP chunk.
+    mark: u8,
+    /// Offset in units of 8 bytes and flag of a piece of a datagram, as in IPv4.
+    piece: u16,
     /// Identification of the datagram in pieces, network order; IPv4's 16 bits as a number.
     pub fragment_id: u32,
     /// Offset of the IP header in the packet, bytes.
@@ -115,9 +119,9 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Nothing known yet but where the packet is seen.
+    /// Nothing known yet but where the packet is seen: a [`Side`](crate::abi::Side).
     #[inline(always)]
-    pub const fn seen_at(side: Side) -> Self {
+    pub const fn seen_at(side: u8) -> Self {
         let tuple = Tuple {
             src: Addr::UNSPECIFIED,
             dst: Addr::UNSPECIFIED,
@@ -125,9 +129,9 @@ impl Headers {
             dst_port: Port::ZERO,
         };
         Self {
-            family: Family::Ipv4,
-            fragment: Fragment::Whole,
-            signal: Signal::Data,
+            version: 0,
+            mark: 0,
+            piece: 0,
             fragment_id: 0,
             l3: ETHERNET_LEN,
             l4: 0,
@@ -135,12 +139,55 @@ impl Headers {
             key: FlowKey {
                 tuple,
                 protocol: 0,
-                side: side as u8,
+                side,
                 _pad: 0,
             },
         }
     }
 }
+
+impl Headers {
+    /// Which of the two IP headers it is.
+    #[inline(always)]
+    pub const fn family(&self) -> Family {
+        if self.version >> 4 == 6 {
+            Family::Ipv6
+        } else {
+            Family::Ipv4
+        }
+    }
+
+    /// The transport protocol, if it is one that Services can use.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Option<Protocol> {
+        Protocol::from_number(self.key.protocol)
+    }
+
+    /// Whether the datagram is in pieces.
+    #[inline(always)]
+    pub const fn fragment(&self) -> Fragment {
+        match self.piece {
+            0 => Fragment::Whole,
+            MORE => Fragment::First,
+            _ => Fragment::Later,
+        }
+    }
+
+    /// What the packet means to the flow.
+    #[inline(always)]
+    pub const fn signal(&self) -> Signal {
+        match self.protocol() {
+            Some(Protocol::Tcp) => tcp_signal(self.mark),
+            Some(Protocol::Sctp) => sctp_signal(self.mark),
+            Some(Protocol::Udp) | None => Signal::Data,
+        }
+    }
+}
+
+/// Flag of a piece that is not the last.
+const MORE: u16 = 0x2000;
+/// Flag and offset.
+const PIECE: u16 = 0x3fff;
 
 /// Reads the link-layer and IP headers of an Ethernet frame.
 ///
@@ -168,18 +215,15 @@ pub fn ethernet<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(), 
 /// Malformed: cut short, another version, or lengths that contradict each other.
 #[inline(always)]
 pub fn ipv4<P: Packet>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Pass> {
-    const MORE: u16 = 0x2000;
-    const OFFSET: u16 = 0x1fff;
     let header: Ipv4Header = packet.load(l3).ok_or(Pass::Malformed)?;
     let header_len = u32::from(header.version_ihl & 0xf) * 4;
-    let total_len = u32::from(u16::from_be(header.total_len));
+    let total_len = ip_len(packet, l3, header.total_len, 0);
     if header.version_ihl >> 4 != 4 || header_len < IPV4_LEN || total_len < header_len {
         return Err(Pass::Malformed);
     }
-    let piece = u16::from_be(header.fragment);
-    headers.family = Family::Ipv4;
+    headers.version = header.version_ihl;
+    headers.piece = u16::from_be(header.fragment) & PIECE;
     headers.key.protocol = header.protocol;
-    headers.fragment = fragment(piece & OFFSET, piece & MORE != 0);
     headers.fragment_id = u32::from(header.id);
     headers.l3 = l3;
     headers.l4 = l3 + header_len;
@@ -189,12 +233,15 @@ pub fn ipv4<P: Packet>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(),
     Ok(())
 }
 
+/// Length of a packet that begins at `l3`, less `header`, by its own account. Several segments in
+/// one of over 64 KiB together (BIG TCP) have 0 there, and what there is counts.
 #[inline(always)]
-const fn fragment(offset: u16, more: bool) -> Fragment {
-    match (offset, more) {
-        (0, false) => Fragment::Whole,
-        (0, true) => Fragment::First,
-        _ => Fragment::Later,
+fn ip_len<P: Packet>(packet: &P, l3: u32, field: u16, header: u32) -> u32 {
+    let there = packet.len().saturating_sub(l3);
+    if field == 0 && there > u32::from(u16::MAX) {
+        there.saturating_sub(header)
+    } else {
+        u32::from(u16::from_be(field))
     }
 }
 
@@ -206,16 +253,17 @@ const fn fragment(offset: u16, more: bool) -> Fragment {
 #[inline(always)]
 pub fn ipv6<P: Packet>(packet: &mut P, l3: u32, headers: &mut Headers) -> Result<(), Pass> {
     let header: Ipv6Header = packet.load(l3).ok_or(Pass::Malformed)?;
-    if u32::from_be(header.version_class_flow) >> 28 != 6 {
+    let [version, ..]: [u8; 4] = bytemuck::cast(header.version_class_flow);
+    if version >> 4 != 6 {
         return Err(Pass::Malformed);
     }
-    headers.family = Family::Ipv6;
+    headers.version = version;
+    headers.piece = 0;
     headers.key.protocol = header.next_header;
-    headers.fragment = Fragment::Whole;
     headers.fragment_id = 0;
     headers.l3 = l3;
     headers.l4 = l3 + IPV6_LEN;
-    headers.l4_len = u32::from(u16::from_be(header.payload_len));
+    headers.l4_len = ip_len(packet, l3, header.payload_len, IPV6_LEN);
     headers.key.tuple.src = Addr::from_words(header.src);
     headers.key.tuple.dst = Addr::from_words(header.dst);
     if is_extension(headers.key.protocol) {
@@ -248,12 +296,12 @@ fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(
     for _ in 0..MAX_EXTENSIONS {
         let at = headers.l4;
         packet.pull(at + 8);
-        let [next_header, len]: [u8; 2] = packet.load(at).ok_or(Pass::Malformed)?;
+        let [next_header, len, ..]: [u8; 8] = packet.load(at).ok_or(Pass::Malformed)?;
         let bytes = match headers.key.protocol {
             FRAGMENT => {
                 let piece: Ipv6Fragment = packet.load(at).ok_or(Pass::Malformed)?;
                 let offset_flags = u16::from_be(piece.offset_flags);
-                headers.fragment = fragment(offset_flags >> 3, offset_flags & 1 != 0);
+                headers.piece = (offset_flags >> 3) | ((offset_flags & 1) << 13);
                 headers.fragment_id = piece.id;
                 8
             }
@@ -264,7 +312,7 @@ fn walk_extensions<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(
         headers.l4 = at + bytes;
         headers.l4_len = headers.l4_len.checked_sub(bytes).ok_or(Pass::Malformed)?;
         // Behind the fragment header of a later piece stands payload.
-        if headers.fragment == Fragment::Later || !is_extension(next_header) {
+        if headers.fragment() == Fragment::Later || !is_extension(next_header) {
             return Ok(());
         }
     }
@@ -318,17 +366,17 @@ pub fn transport<P: Packet>(
     }
     packet.pull(headers.l4 + needed);
     ports(packet, headers)?;
-    headers.signal = match protocol {
-        Protocol::Udp => Signal::Data,
+    match protocol {
+        Protocol::Udp => {}
         Protocol::Tcp => {
             let [_, flags]: [u8; 2] = packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?;
-            tcp_signal(flags)
+            headers.mark = flags;
         }
         Protocol::Sctp => {
             let [chunk, _]: [u8; 2] = packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?;
-            sctp_signal(chunk)
+            headers.mark = chunk;
         }
-    };
+    }
     Ok(())
 }
 

@@ -23,17 +23,13 @@ const TTL: u8 = 64;
 
 /// Answers the first packet of a flow to a Service without endpoints (rules R65, R67).
 #[inline(always)]
-pub(super) fn no_endpoints<P: Packet>(
-    packet: &mut P,
-    headers: &Headers,
-    protocol: Protocol,
-) -> Verdict {
-    if is_last(headers) || headers.fragment == Fragment::Later {
+pub(super) fn no_endpoints<P: Packet>(packet: &mut P, headers: &Headers) -> Verdict {
+    if is_last(headers) || headers.fragment() == Fragment::Later {
         return Verdict::Drop(Drop::NoAnswer);
     }
-    match protocol {
-        Protocol::Tcp => answer(tcp_reset(packet, headers), Reply::NoEndpointReset),
-        Protocol::Udp | Protocol::Sctp => {
+    match headers.protocol() {
+        Some(Protocol::Tcp) => answer(tcp_reset(packet, headers), Reply::NoEndpointReset),
+        Some(Protocol::Udp | Protocol::Sctp) | None => {
             answer(unreachable(packet, headers), Reply::NoEndpointUnreachable)
         }
     }
@@ -41,22 +37,22 @@ pub(super) fn no_endpoints<P: Packet>(
 
 /// Answers a packet of a flow whose backend is gone.
 #[inline(always)]
-pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers, protocol: Protocol) -> Verdict {
-    if is_last(headers) || headers.fragment != Fragment::Whole {
+pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers) -> Verdict {
+    if is_last(headers) || headers.fragment() != Fragment::Whole {
         return Verdict::Drop(Drop::NoAnswer);
     }
-    match protocol {
-        Protocol::Tcp => answer(tcp_reset(packet, headers), Reply::GoneReset),
-        Protocol::Sctp => answer(sctp_abort(packet, headers), Reply::GoneAbort),
+    match headers.protocol() {
+        Some(Protocol::Tcp) => answer(tcp_reset(packet, headers), Reply::GoneReset),
+        Some(Protocol::Sctp) => answer(sctp_abort(packet, headers), Reply::GoneAbort),
         // A UDP flow moves to another backend, and is never gone.
-        Protocol::Udp => Verdict::Drop(Drop::NoAnswer),
+        Some(Protocol::Udp) | None => Verdict::Drop(Drop::NoAnswer),
     }
 }
 
 /// Whether the packet is a sender's last, to which an answer would be for nobody.
 #[inline(always)]
 const fn is_last(headers: &Headers) -> bool {
-    matches!(headers.signal, Signal::Abort | Signal::Closed)
+    matches!(headers.signal(), Signal::Abort | Signal::Closed)
 }
 
 #[inline(always)]
@@ -134,7 +130,7 @@ fn pseudo(headers: &Headers, l4_len: u32) -> Sum {
 
 #[inline(always)]
 fn pseudo_of(headers: &Headers, protocol: u8, l4_len: u32) -> Sum {
-    let addresses = match headers.family {
+    let addresses = match headers.family() {
         Family::Ipv4 => Sum::ZERO
             .add32(headers.key.tuple.src.v4_word())
             .add32(headers.key.tuple.dst.v4_word()),
@@ -200,13 +196,13 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
     let available = l3_len.min(packet.len().checked_sub(headers.l3)?) / 4;
     let words = available.min(QUOTE_WORDS);
     packet.pull(headers.l3 + words * 4);
-    let (protocol, kind_code) = match headers.family {
+    let (protocol, kind_code) = match headers.family() {
         Family::Ipv4 => (ICMP, [3, 3]),
         Family::Ipv6 => (ICMPV6, [1, 4]),
     };
     let len = ICMP_LEN + words * 4;
     let mut quote = [0_u32; QUOTE_WORDS as usize];
-    let pseudo = match headers.family {
+    let pseudo = match headers.family() {
         Family::Ipv4 => Sum::ZERO,
         Family::Ipv6 => pseudo_of(headers, protocol, len),
     };
@@ -247,14 +243,14 @@ fn is_partial_udp<P: Packet>(packet: &P, headers: &Headers) -> bool {
 #[inline(always)]
 fn reframe<P: Packet>(packet: &mut P, headers: &Headers, protocol: u8, len: u32) -> Option<u32> {
     let l4 = ETHERNET_LEN
-        + match headers.family {
+        + match headers.family() {
             Family::Ipv4 => IPV4_LEN,
             Family::Ipv6 => IPV6_LEN,
         };
     packet.resize(l4 + len)?;
     packet.pull(l4 + len);
     let (src, dst) = (headers.key.tuple.dst, headers.key.tuple.src);
-    match headers.family {
+    match headers.family() {
         Family::Ipv4 => packet.store(ETHERNET_LEN, ipv4_header(src, dst, protocol, len))?,
         Family::Ipv6 => packet.store(ETHERNET_LEN, ipv6_header(src, dst, protocol, len))?,
     }

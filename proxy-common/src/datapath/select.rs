@@ -1,9 +1,7 @@
 //! Choosing a backend.
 
 use super::Tables;
-use crate::abi::{
-    Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, Protocol, Tuple,
-};
+use crate::abi::{Affinity, AffinityKey, Backend, BackendState, FlowKey, Frontend, FrontendFlags};
 
 /// Why a frontend has no backend for a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +32,7 @@ pub struct Chosen<'a> {
 pub fn select_backend<'a, T: Tables>(
     tables: &'a T,
     frontend: &Frontend,
-    tuple: &Tuple,
-    protocol: Protocol,
+    flow: &FlowKey,
     now: u64,
 ) -> Result<Chosen<'a>, Refusal> {
     let (first, count) = candidates(frontend);
@@ -48,13 +45,13 @@ pub fn select_backend<'a, T: Tables>(
         });
     }
     if frontend.affinity_seconds == 0 {
-        return by_hash(tables, frontend, first, count, tuple, protocol);
+        return by_hash(tables, frontend, first, count, flow);
     }
     let key = AffinityKey {
-        client: tuple.src,
+        client: flow.tuple.src,
         service: frontend.service,
     };
-    let by_hash = by_hash(tables, frontend, first, count, tuple, protocol)?;
+    let by_hash = by_hash(tables, frontend, first, count, flow)?;
     let chosen = remembered(tables, frontend, &key, now, by_hash.backend).unwrap_or(by_hash);
     let memory = Affinity {
         backend: chosen.id,
@@ -86,10 +83,9 @@ fn by_hash<'a, T: Tables>(
     frontend: &Frontend,
     first: u32,
     count: u32,
-    tuple: &Tuple,
-    protocol: Protocol,
+    flow: &FlowKey,
 ) -> Result<Chosen<'a>, Refusal> {
-    let hash = hash(tuple, protocol, frontend.service);
+    let hash = hash(flow, frontend.service);
     let position = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     tables
         .slot(first.wrapping_add(position))
@@ -131,10 +127,10 @@ fn remembered<'a, T: Tables>(
 
 /// A hash of the flow, keyed by Service: rounds and finish of MurmurHash3 (x86, 32 bits).
 #[inline(always)]
-pub fn hash(tuple: &Tuple, protocol: Protocol, service: u32) -> u32 {
-    let [a, b, c, d] = tuple.src.words();
-    let ports = u32::from(tuple.src_port.network()) << 16 | u32::from(tuple.dst_port.network());
-    let seed = service ^ (protocol.number() as u32) << 24;
+pub fn hash(flow: &FlowKey, service: u32) -> u32 {
+    let [a, b, c, d] = flow.tuple.src.words();
+    let ports: u32 = bytemuck::cast([flow.tuple.src_port, flow.tuple.dst_port]);
+    let seed = service ^ (u32::from(flow.protocol) << 24);
     finish(mix(mix(mix(mix(mix(seed, a), b), c), d), ports))
 }
 

@@ -183,7 +183,11 @@ impl Frame {
 
     /// The frame, with correct checksums.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut frame = self.ethernet();
+        self.claiming(self.protocol.number())
+    }
+
+    /// The frame, with another protocol's number in its IP header.
+    pub fn claiming(&self, protocol: u8) -> Vec<u8> {
         let transport = self.transport();
         let part = match self.piece {
             Some(piece) => {
@@ -195,16 +199,8 @@ impl Frame {
         let more = self
             .piece
             .is_some_and(|piece| piece.offset + piece.len < transport.len());
-        frame.extend(self.ip(self.protocol.number(), part.len(), more));
-        frame.extend(part);
-        frame
-    }
-
-    /// The frame, with another protocol's number in its IP header.
-    pub fn claiming(&self, protocol: u8) -> Vec<u8> {
-        let transport = self.transport();
-        let ip = self.ip(protocol, transport.len(), false);
-        [self.ethernet(), ip, transport].concat()
+        let ip = self.ip(protocol, part.len(), more);
+        [&self.ethernet()[..], &ip, part].concat()
     }
 
     /// The frame without its link-layer header.

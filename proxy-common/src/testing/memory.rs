@@ -119,6 +119,12 @@ impl Memory {
         }
     }
 
+    /// What the tick counter grows by in so many nanoseconds.
+    pub fn ticks(nanoseconds: u64) -> u32 {
+        const TICK: u64 = 4_000_000;
+        (nanoseconds / TICK) as u32
+    }
+
     /// Lets time pass.
     pub fn advance(&self, nanoseconds: u64) {
         self.now.set(self.now.get() + nanoseconds);
@@ -135,8 +141,7 @@ impl Tables for Memory {
     }
 
     fn tick(&self) -> u32 {
-        const NANOSECONDS: u64 = 4_000_000;
-        (self.now.get() / NANOSECONDS) as u32
+        Self::ticks(self.now.get())
     }
 
     fn settings(&self) -> &Settings {

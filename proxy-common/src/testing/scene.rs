@@ -1,6 +1,7 @@
 //! Scenes: packets that go in, and what must come out, step by step.
 
 use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Frame, Memory, Skb};
 use crate::abi::{Drop, Pass, Side, Verdict};
@@ -181,7 +182,10 @@ impl Scene {
                 }
                 Step::Advance(nanoseconds) => memory.advance(*nanoseconds),
                 Step::Change(change) => change(&mut memory),
-                Step::Check(check) => check(&memory),
+                Step::Check(check) => {
+                    let looked = catch_unwind(AssertUnwindSafe(|| check(&memory)));
+                    looked.map_err(|_| format!("{}, step {number}: see above", self.name))?;
+                }
             }
         }
         Ok(())

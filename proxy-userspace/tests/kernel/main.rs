@@ -17,4 +17,5 @@ mod sctp_sockets;
 mod shared_port;
 mod socket_option;
 mod spread;
+mod test_run;
 mod transfer;

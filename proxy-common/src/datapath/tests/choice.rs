@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::abi::{Port, Protocol, Tuple};
+use crate::abi::{FlowKey, Port, Protocol, Side, Tuple};
 use crate::datapath::select::select_backend;
 use crate::testing::Memory;
 
@@ -67,7 +67,13 @@ fn choices(count: u16, service: u32, client: Client) -> Vec<usize> {
                 src_port: Port::new(client.port()),
                 dst_port: Port::new(80),
             };
-            let chosen = select_backend(&memory, &frontend, &tuple, Protocol::Tcp, 0);
+            let flow = FlowKey {
+                tuple,
+                protocol: Protocol::Tcp.number(),
+                side: Side::Ingress as u8,
+                _pad: 0,
+            };
+            let chosen = select_backend(&memory, &frontend, &flow, 0);
             chosen.expect("there are backends").id as usize
         })
         .collect()

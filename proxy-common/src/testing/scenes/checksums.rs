@@ -11,7 +11,11 @@ pub(super) fn scenes() -> Vec<Scene> {
             scenes.push(left_to_the_device(stage, protocol));
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            scenes.extend([becomes_zero(stage, protocol), was_zero(stage, protocol)]);
+            scenes.extend([
+                becomes_zero(stage, protocol),
+                was_zero(stage, protocol),
+                addresses_cancel_out(stage, protocol),
+            ]);
         }
         scenes.push(sctp_left_to_the_device(stage));
     }
@@ -115,6 +119,36 @@ fn was_zero(stage: Stage, protocol: Protocol) -> Scene {
     .from_client(&opening, NEW_FLOW, &stage.forward(&opening))
     .from_client(&more, FORWARD, &stage.forward(&more))
     .to_client(&answer, REVERSE, &stage.reverse(&answer))
+}
+
+/// Service and backend have addresses of the same sum: the ports alone change the checksum.
+fn addresses_cancel_out(stage: Stage, protocol: Protocol) -> Scene {
+    let backend = if stage.family == "IPv4" {
+        "10.0.0.106:8080"
+    } else {
+        "[fd00:a6::]:8080"
+    };
+    let opening = stage.opening(protocol);
+    let more = stage.more(protocol);
+    let answer = stage.answer(protocol).between(backend, stage.client);
+    let forward = |frame: &Frame| frame.between(stage.client, backend);
+    Scene::new(
+        format!(
+            "{protocol} over {}: the checksum does not notice the new address",
+            stage.family
+        ),
+        stage.serving_by(protocol, &[backend]),
+    )
+    .from_client(&opening, NEW_FLOW, &forward(&opening))
+    .from_client(&more, FORWARD, &forward(&more))
+    .to_client(&answer, REVERSE, &stage.reverse(&answer))
+    .partial(Side::Ingress, &more, FORWARD, &forward(&more).partial())
+    .partial(
+        Side::Egress,
+        &answer,
+        REVERSE,
+        &stage.reverse(&answer).partial(),
+    )
 }
 
 /// The frame with a payload that makes its checksum come out as zero: a payload that is the

@@ -22,7 +22,11 @@ pub(super) fn scenes() -> Vec<Scene> {
                 same_port(stage, protocol),
             ]);
         }
-        scenes.extend([sctp_with_another_port(stage), refused(stage)]);
+        scenes.extend([
+            sctp_with_another_port(stage),
+            refused(stage),
+            of_an_extension(stage),
+        ]);
     }
     scenes
 }
@@ -188,6 +192,22 @@ fn sctp_with_another_port(stage: Stage) -> Scene {
     .from_client(&init, FORWARD, &stage.forward(&init))
     .drops(&first, Drop::SctpFragment)
     .to_client(&answer, SCTP_FRAGMENT, [])
+}
+
+/// The later pieces of a datagram that begins with a destination header: what they carry is
+/// payload, although it may look like the rest of that header.
+fn of_an_extension(stage: Stage) -> Scene {
+    let packet = stage.opening(Protocol::Udp);
+    let payload = [6, 0, 0, 0, 0, 0, 0, 0].repeat(4);
+    let later = packet.with_payload(payload).piece(77, 8, 32);
+    Scene::new(
+        format!(
+            "a later piece of an extension header over {} passes",
+            stage.family
+        ),
+        stage.serving(Protocol::Udp),
+    )
+    .passes(later.claiming(60), Pass::OtherProtocol)
 }
 
 fn refused(stage: Stage) -> Scene {

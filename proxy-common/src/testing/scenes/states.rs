@@ -20,6 +20,7 @@ pub(super) fn scenes() -> Vec<Scene> {
             tcp_after_time_wait(stage),
             tcp_repeats_itself(stage),
             udp(stage),
+            udp_without_answer(stage),
             sctp(stage),
             sctp_aborts(stage),
             sctp_backend_aborts(stage),
@@ -202,12 +203,23 @@ fn udp(stage: Stage) -> Scene {
     )
     .opens(0, FlowState::UdpUnreplied)
     .client(0, FlowState::UdpUnreplied)
-    .advance(3 * SECOND)
-    .client(0, FlowState::UdpUnreplied)
     .backend(0, FlowState::UdpReplied)
+    .client(0, FlowState::UdpReplied)
+    .advance(3 * SECOND)
     .client(0, FlowState::UdpStream)
     .backend(0, FlowState::UdpStream)
     .scene
+}
+
+fn udp_without_answer(stage: Stage) -> Scene {
+    let what = "datagrams one way are no stream, however long";
+    conversation(stage, Protocol::Udp, what)
+        .opens(0, FlowState::UdpUnreplied)
+        .advance(3 * SECOND)
+        .client(0, FlowState::UdpUnreplied)
+        .advance(3 * SECOND)
+        .client(0, FlowState::UdpUnreplied)
+        .scene
 }
 
 fn sctp(stage: Stage) -> Scene {
@@ -280,15 +292,15 @@ fn twins_age_together(stage: Stage, protocol: Protocol) -> Scene {
     .advance(5 * SECOND)
     .to_client(&answer, REVERSE, &stage.reverse(&answer))
     .check(all_seen_now)
-    .advance(SECOND)
+    .advance(3 * SECOND)
     .from_client(&opening, FORWARD, &opening_seen)
     .check(all_seen_now)
-    .advance(SECOND)
+    .advance(3 * SECOND)
     .to_client(&answer, REVERSE, &stage.reverse(&answer))
     .check(all_seen_now)
 }
 
-/// Within a second no record is written unless the flow's state changes.
+/// For a while no record is written unless the flow's state changes.
 fn no_needless_writes(stage: Stage, protocol: Protocol) -> Scene {
     let more = match protocol {
         Protocol::Udp => stage.opening(protocol),
@@ -303,7 +315,7 @@ fn no_needless_writes(stage: Stage, protocol: Protocol) -> Scene {
         stage.serving(protocol),
     )
     .from_client(&opening, NEW_FLOW, &stage.forward(&opening))
-    .advance(SECOND - 1)
+    .advance(SECOND / 5)
     .from_client(&more, FORWARD, &stage.forward(&more))
     .check(|memory| {
         let flows = memory.flows.borrow();

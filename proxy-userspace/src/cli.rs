@@ -1,0 +1,253 @@
+//! The `beeline` command: its arguments, and what becomes of them.
+
+mod cleanup;
+mod flows;
+mod progress;
+mod run;
+mod services;
+mod status;
+mod table;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::devices::monitor::MonitorError;
+use crate::loader::attach::AttachError;
+use crate::loader::checks::CheckError;
+use crate::loader::lock::LockError;
+use crate::loader::pins::Pins;
+use crate::maps::{MapFailure, Maps};
+use crate::status::StatusError;
+
+/// Sends traffic for Kubernetes Services straight to pods, in the kernel.
+#[derive(Parser, Debug)]
+#[command(name = "beeline", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    paths: Paths,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serve this node until stopped; what is in force stays in force.
+    Run(Box<run::RunArgs>),
+    /// Show whether all is well, what is attached where, how full the maps are and what became
+    /// of packets. Exit code 1: all is not well.
+    Status(ReadArgs),
+    /// Show every Service's frontends with their backends, as the kernel has them.
+    Services(services::ServicesArgs),
+    /// Show the flows that are tracked.
+    Flows(flows::FlowsArgs),
+    /// Take everything of Beeline off this node: programs, flows, Services. Connections through
+    /// Services break.
+    Cleanup(cleanup::CleanupArgs),
+}
+
+/// Where the kernel's and the daemon's state is.
+#[derive(Args, Clone, Debug)]
+struct Paths {
+    /// Where bpffs is mounted.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// Where the daemon keeps its lock and its status.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/beeline"
+    )]
+    state_dir: PathBuf,
+}
+
+/// How to show things.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What every command that shows something takes.
+#[derive(Args, Clone, Debug)]
+struct ReadArgs {
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+/// A command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
+    Map(#[from] MapFailure),
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error("a daemon is running; stop it first, or take everything away under it with --force")]
+    Running,
+    #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
+    NoMaps(PathBuf),
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot start the asynchronous runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Reads the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let paths = cli.paths;
+    let done = match cli.command {
+        Command::Run(args) => run::run(paths, *args),
+        Command::Status(args) => report(status::status(&paths, &args)),
+        Command::Services(args) => report(services::services(&paths, &args)),
+        Command::Flows(args) => report(flows::flows(&paths, &args)),
+        Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn report(done: Result<ExitCode, Error>) -> anyhow::Result<ExitCode> {
+    Ok(done?)
+}
+
+impl Cli {
+    /// Reads arguments, and sees to it that they agree with each other.
+    fn read<T: Into<OsString> + Clone>(
+        arguments: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(arguments)?;
+        if let Command::Run(args) = &cli.command
+            && let Some(conflict) = args.conflict()
+        {
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+        }
+        Ok(cli)
+    }
+}
+
+impl Paths {
+    fn pins(&self) -> Pins {
+        Pins::new(&self.bpffs)
+    }
+
+    /// The pinned maps.
+    fn maps(&self) -> Result<Maps, Error> {
+        let pins = self.pins();
+        crate::loader::checks::privileges()?;
+        crate::loader::checks::is_bpffs(&self.bpffs)?;
+        if !pins.map("FRONTENDS").exists() {
+            return Err(Error::NoMaps(pins.maps()));
+        }
+        Ok(Maps::open(&pins)?)
+    }
+}
+
+/// Prints a value as JSON, or what `table` makes of it.
+fn print<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) {
+    let text = match output {
+        Output::Table => table(value),
+        Output::Json => serde_json::to_string_pretty(value).unwrap_or_default() + "\n",
+    };
+    print_text(&text);
+}
+
+/// A reader that has seen enough, such as `head`, is no error.
+fn print_text(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Runs what needs netlink.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(Error::Runtime)?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_cannot_be_is_a_usage_error() {
+        for arguments in [
+            &["beeline", "run"][..],
+            &["beeline", "run", "--source", "file"],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "kubernetes",
+                "--manifests",
+                "x",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--timeout",
+                "tcp=1",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--max-flows",
+                "0",
+            ],
+            &[
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                "--pod-devices",
+                ",",
+            ],
+            &["beeline", "status", "--no-such-flag"],
+        ] {
+            let error = Cli::read(arguments).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! `beeline cleanup`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Error, Paths, ReadArgs, block_on, print};
+use crate::devices::monitor;
+use crate::loader::attach;
+use crate::loader::checks::{self, CheckError};
+use crate::loader::lock::Lock;
+use crate::loader::pins::{self, Pins};
+use crate::status;
+
+#[derive(Args, Debug)]
+pub(super) struct CleanupArgs {
+    #[command(flatten)]
+    read: ReadArgs,
+    /// Even if a daemon is running.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What was removed.
+#[derive(Default, Serialize, Debug)]
+struct Removed {
+    /// Devices that programs were taken off.
+    devices: Vec<String>,
+    /// Links of devices that are gone, or in another network namespace.
+    links: usize,
+    /// Pinned maps.
+    maps: Vec<String>,
+    /// Files and folders.
+    paths: Vec<PathBuf>,
+}
+
+/// Takes everything of Beeline off this node.
+pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Error> {
+    checks::privileges()?;
+    let pins = paths.pins();
+    let lock_file = status::lock_file(&paths.state_dir);
+    if !args.force && (Lock::is_held(pins.root())? || Lock::is_held(&lock_file)?) {
+        return Err(Error::Running);
+    }
+    let mut removed = Removed::default();
+    block_on(detach(&pins, &mut removed))?;
+    match checks::is_bpffs(&paths.bpffs) {
+        Ok(()) => unpin(&pins, &mut removed)?,
+        // Nothing can be pinned where no bpffs is.
+        Err(CheckError::NoFolder { .. } | CheckError::NotBpffs { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    for file in [status::file(&paths.state_dir), lock_file] {
+        if file.exists() {
+            std::fs::remove_file(&file).map_err(failed("remove", &file))?;
+            removed.paths.push(file);
+        }
+    }
+    if std::fs::remove_dir(&paths.state_dir).is_ok() {
+        removed.paths.push(paths.state_dir.clone());
+    }
+    print(args.read.output, &removed, text);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn detach(pins: &Pins, removed: &mut Removed) -> Result<(), Error> {
+    let netlink = monitor::connect()?;
+    for link in monitor::read(&netlink).await?.links {
+        if attach::detach(pins, &netlink, &link.device).await? {
+            removed.devices.push(link.device.name.to_string());
+        }
+    }
+    let others = pins.pinned_links().map_err(failed("read", &pins.links()))?;
+    removed.links = others.len();
+    Ok(())
+}
+
+/// With its pins go the maps, programs and links of devices that are not here.
+fn unpin(pins: &Pins, removed: &mut Removed) -> Result<(), Error> {
+    removed.maps = pins::file_names(&pins.maps()).map_err(failed("read", &pins.maps()))?;
+    let root = pins.root();
+    match std::fs::remove_dir_all(root) {
+        Ok(()) => removed.paths.push(root.to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("remove", root)(error)),
+    }
+    Ok(())
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn text(removed: &Removed) -> String {
+    let mut lines = Vec::new();
+    if !removed.devices.is_empty() {
+        lines.push(format!("programs taken off {}", removed.devices.join(", ")));
+    }
+    if removed.links > 0 {
+        lines.push(format!(
+            "{} links of devices that are not here removed",
+            removed.links
+        ));
+    }
+    if !removed.maps.is_empty() {
+        lines.push(format!("maps removed: {}", removed.maps.join(", ")));
+    }
+    lines.extend(
+        removed
+            .paths
+            .iter()
+            .map(|path| format!("{} removed", path.display())),
+    );
+    if lines.is_empty() {
+        lines.push("nothing to remove".to_owned());
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_it_removed() {
+        assert_eq!(text(&Removed::default()), "nothing to remove\n");
+        let removed = Removed {
+            devices: vec!["veth1".to_owned(), "veth2".to_owned()],
+            paths: vec![PathBuf::from("/run/beeline")],
+            ..Removed::default()
+        };
+        assert_eq!(
+            text(&removed),
+            "programs taken off veth1, veth2\n/run/beeline removed\n"
+        );
+    }
+}

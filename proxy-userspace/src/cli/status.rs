@@ -1,0 +1,428 @@
+//! `beeline status`: what the daemon says, beside what the kernel says.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use proxy_common::abi::{BackendState, Frontend, Verdict};
+use serde::Serialize;
+
+use super::progress::Progress;
+use super::{Error, Paths, ReadArgs, block_on, print, table};
+use crate::devices::monitor;
+use crate::loader::attach::{self, SIDES};
+use crate::loader::lock::Lock;
+use crate::maps::{MapFailure, Maps};
+use crate::status::{self as file, Status};
+
+/// Everything that is shown.
+#[derive(Serialize, Debug)]
+struct View {
+    healthy: bool,
+    /// Why not.
+    reasons: Vec<String>,
+    running: bool,
+    /// The latest that the daemon said; old if it is not running.
+    daemon: Option<Status>,
+    attached: Vec<AttachedView>,
+    maps: Vec<FillView>,
+    outcomes: Vec<OutcomeView>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Serialize, Debug)]
+struct AttachedView {
+    device: String,
+    side: &'static str,
+    method: &'static str,
+    program: u32,
+    tag: String,
+}
+
+#[derive(Serialize, Debug)]
+struct FillView {
+    map: &'static str,
+    entries: u32,
+    capacity: u32,
+}
+
+#[derive(Serialize, Debug)]
+struct OutcomeView {
+    outcome: &'static str,
+    reason: &'static str,
+    packets: u64,
+}
+
+/// Shows the state of this node; exit code 1 if all is not well.
+pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> {
+    crate::loader::checks::privileges()?;
+    let lock = file::lock_file(&paths.state_dir);
+    let running = Lock::is_held(&lock)?;
+    let daemon = Status::read(&paths.state_dir)?;
+    let attached = block_on(attached())?;
+    let maps = match paths.maps() {
+        Ok(maps) => Some(maps),
+        Err(Error::NoMaps(_) | Error::Check(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
+    let view = View {
+        healthy: reasons.is_empty(),
+        reasons,
+        running,
+        daemon,
+        attached,
+        maps: maps.as_ref().map(fills).transpose()?.unwrap_or_default(),
+        outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
+    };
+    print(args.output, &view, text);
+    Ok(if view.healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Our programs on all devices of this network namespace.
+async fn attached() -> Result<Vec<AttachedView>, Error> {
+    let netlink = monitor::connect()?;
+    let mut all = Vec::new();
+    for link in monitor::read(&netlink).await?.links {
+        let device = link.device;
+        for program in attach::attached(&netlink, &device).await? {
+            all.push(AttachedView {
+                device: device.name.to_string(),
+                side: program.side.name(),
+                method: program.method.name(),
+                program: program.program,
+                tag: program
+                    .tag
+                    .map_or_else(String::new, |tag| format!("{tag:016x}")),
+            });
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Why all is not well. Services that are in trouble are no reason: they are somebody else's.
+fn reasons(
+    running: bool,
+    daemon: Option<&Status>,
+    has_maps: bool,
+    attached: &[AttachedView],
+) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !running {
+        reasons.push("no daemon is running".to_owned());
+    }
+    if !has_maps {
+        reasons.push("there are no maps".to_owned());
+    }
+    let Some(daemon) = daemon else { return reasons };
+    if running && !daemon.synced {
+        reasons.push("the first lists of Services are not complete".to_owned());
+    }
+    for device in &daemon.devices {
+        for side in SIDES.map(|side| side.name()) {
+            let count = attached
+                .iter()
+                .filter(|at| at.device == *device && at.side == side)
+                .count();
+            match count {
+                0 => reasons.push(format!("device {device}: nothing attached at {side}")),
+                1 => {}
+                _ => reasons.push(format!("device {device}: attached {count} times at {side}")),
+            }
+        }
+    }
+    reasons
+}
+
+/// How full the maps are. Those that are always full are left out.
+fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
+    let mut progress = Progress::new("counting entries");
+    let contents = maps.contents()?;
+    let blocks: BTreeSet<_> = contents
+        .frontends
+        .iter()
+        .map(|(_, f)| (f.first_slot, n_slots(f)))
+        .collect();
+    let is_live = |state| state != BackendState::Gone as u8;
+    let n_backends = contents
+        .backends
+        .iter()
+        .filter(|b| is_live(b.state))
+        .count();
+    let fill = |map, entries: usize, capacity| FillView {
+        map,
+        entries: u32::try_from(entries).unwrap_or(u32::MAX),
+        capacity,
+    };
+    let mut count = |keys: &mut dyn Iterator<Item = Option<MapFailure>>| {
+        let mut n = 0;
+        for failure in keys {
+            progress.step();
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            n += 1;
+        }
+        Ok(n)
+    };
+    let flows = count(&mut maps.flows.keys().map(Result::err))?;
+    let affinity = count(&mut maps.affinity.keys().map(Result::err))?;
+    let fragments = count(&mut maps.fragments.keys().map(Result::err))?;
+    let n_used = blocks.iter().map(|(_, n)| *n as usize).sum();
+    Ok(vec![
+        fill("FRONTENDS", contents.frontends.len(), maps.frontends.size()),
+        fill("SLOTS", n_used, maps.slots.size()),
+        fill("BACKENDS", n_backends, maps.backends.size()),
+        fill("SERVICES", contents.services.len(), maps.services.size()),
+        fill("FLOWS", flows, maps.flows.size()),
+        fill("AFFINITY", affinity, maps.affinity.size()),
+        fill("FRAGMENTS", fragments, maps.fragments.size()),
+    ])
+}
+
+const fn n_slots(frontend: &Frontend) -> u32 {
+    let cluster = frontend.cluster_offset + frontend.n_cluster;
+    if frontend.n_local > cluster {
+        frontend.n_local
+    } else {
+        cluster
+    }
+}
+
+fn outcomes(maps: &Maps) -> Result<Vec<OutcomeView>, MapFailure> {
+    let outcome = |verdict: Verdict| {
+        let packets = maps.outcomes.get(verdict.index())?.iter().sum();
+        Ok(OutcomeView {
+            outcome: verdict.kind(),
+            reason: verdict.name(),
+            packets,
+        })
+    };
+    Verdict::all().map(outcome).collect()
+}
+
+fn text(view: &View) -> String {
+    let now = file::unix_time();
+    let mut sections = vec![table::render(
+        &["BEELINE", &headline(view)],
+        &[],
+        overview(view, now),
+    )];
+    if !view.attached.is_empty() {
+        let rows = view.attached.iter().map(|at| {
+            let program = at.program.to_string();
+            [&at.device, at.side, at.method, &program, &at.tag]
+                .map(str::to_owned)
+                .to_vec()
+        });
+        let header = ["DEVICE", "SIDE", "BY", "PROGRAM", "TAG"];
+        sections.push(table::render(&header, &[3], rows.collect()));
+    }
+    if !view.maps.is_empty() {
+        let rows = view.maps.iter().map(|fill| {
+            let share = f64::from(fill.entries) * 100.0 / f64::from(fill.capacity.max(1));
+            vec![
+                fill.map.to_owned(),
+                fill.entries.to_string(),
+                fill.capacity.to_string(),
+                format!("{share:.1} %"),
+            ]
+        });
+        let header = ["MAP", "ENTRIES", "CAPACITY", "FULL"];
+        sections.push(table::render(&header, &[1, 2, 3], rows.collect()));
+    }
+    let seen = view.outcomes.iter().filter(|outcome| outcome.packets > 0);
+    let rows: Vec<_> = seen
+        .map(|seen| {
+            vec![
+                seen.outcome.to_owned(),
+                seen.reason.to_owned(),
+                seen.packets.to_string(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        sections.push(table::render(&["PACKETS", "WHY", "N"], &[2], rows));
+    }
+    let problems = view.daemon.iter().flat_map(|daemon| &daemon.problems);
+    let rows: Vec<_> = problems
+        .map(|problem| vec![problem.subject.clone(), problem.message.clone()])
+        .collect();
+    if !rows.is_empty() {
+        sections.push(table::render(&["PROBLEM", ""], &[], rows));
+    }
+    sections.join("\n")
+}
+
+fn headline(view: &View) -> String {
+    let n_problems = view
+        .daemon
+        .as_ref()
+        .map_or(0, |daemon| daemon.problems.len());
+    match (view.healthy, n_problems) {
+        (true, 0) => "healthy".to_owned(),
+        (true, 1) => "healthy, with a problem".to_owned(),
+        (true, n) => format!("healthy, with {n} problems"),
+        (false, _) => "NOT HEALTHY".to_owned(),
+    }
+}
+
+fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
+    let ago = |at: u64| table::duration(Duration::from_secs(now.saturating_sub(at)));
+    let row = |name: &str, text: String| vec![name.to_owned(), text];
+    let mut rows: Vec<_> = view
+        .reasons
+        .iter()
+        .map(|reason| row("", reason.clone()))
+        .collect();
+    let Some(daemon) = &view.daemon else {
+        return rows;
+    };
+    if view.running {
+        let text = format!(
+            "version {}, process {}, for {}",
+            daemon.version,
+            daemon.pid,
+            ago(daemon.started)
+        );
+        rows.push(row("daemon", text));
+    }
+    rows.push(row("node", daemon.node.clone()));
+    rows.push(row("source", daemon.source.clone()));
+    if let Some(sync) = &daemon.last_sync {
+        let text = format!(
+            "{} ago: {} Services, {} writes, {} pending, in {:.1?}",
+            ago(sync.at),
+            sync.services,
+            sync.writes,
+            sync.pending,
+            Duration::from_micros(sync.micros)
+        );
+        rows.push(row("last sync", text));
+    }
+    let method = daemon.method.name();
+    rows.push(row(
+        "devices",
+        format!("{} lead to pods, by {method}", daemon.devices.len()),
+    ));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::loader::attach::Method;
+    use crate::model::Problem;
+
+    fn daemon() -> Status {
+        Status {
+            version: "1".to_owned(),
+            pid: 7,
+            started: 3,
+            node: "n1".to_owned(),
+            source: "manifests in x".to_owned(),
+            synced: true,
+            last_sync: None,
+            problems: Vec::new(),
+            method: Method::Tcx,
+            devices: vec!["veth1".to_owned()],
+            timeouts: BTreeMap::new(),
+        }
+    }
+
+    fn at(side: &'static str) -> AttachedView {
+        let (device, tag) = ("veth1".to_owned(), "00".to_owned());
+        AttachedView {
+            device,
+            side,
+            method: "TCX",
+            program: 1,
+            tag,
+        }
+    }
+
+    #[test]
+    fn all_is_well_if_the_daemon_runs_and_every_device_has_both_programs() {
+        let both = [at("ingress"), at("egress")];
+        assert_eq!(
+            reasons(true, Some(&daemon()), true, &both),
+            Vec::<String>::new()
+        );
+        let cases = [
+            (reasons(false, Some(&daemon()), true, &both), "no daemon"),
+            (reasons(true, Some(&daemon()), false, &both), "no maps"),
+            (
+                reasons(true, Some(&daemon()), true, &both[..1]),
+                "nothing attached at egress",
+            ),
+            (
+                reasons(
+                    true,
+                    Some(&daemon()),
+                    true,
+                    &[at("ingress"), at("egress"), at("egress")],
+                ),
+                "attached 2 times at egress",
+            ),
+            (
+                reasons(
+                    true,
+                    Some(&Status {
+                        synced: false,
+                        ..daemon()
+                    }),
+                    true,
+                    &both,
+                ),
+                "not complete",
+            ),
+        ];
+        for (reasons, expected) in cases {
+            assert!(
+                reasons.len() == 1 && reasons[0].contains(expected),
+                "{reasons:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_service_in_trouble_is_shown_and_does_no_harm() {
+        let problem = Problem {
+            subject: "Service shop/web".to_owned(),
+            message: "no room".to_owned(),
+        };
+        let view = View {
+            healthy: true,
+            reasons: Vec::new(),
+            running: true,
+            daemon: Some(Status {
+                problems: vec![problem],
+                ..daemon()
+            }),
+            attached: Vec::new(),
+            maps: vec![FillView {
+                map: "FLOWS",
+                entries: 1,
+                capacity: 8,
+            }],
+            outcomes: vec![OutcomeView {
+                outcome: "drop",
+                reason: "write",
+                packets: 0,
+            }],
+        };
+        let text = text(&view);
+        assert!(text.contains("healthy, with a problem"), "{text}");
+        assert!(
+            text.contains("Service shop/web") && text.contains("no room"),
+            "{text}"
+        );
+        assert!(text.contains("12.5 %") && !text.contains("drop"), "{text}");
+    }
+}

@@ -1,0 +1,159 @@
+//! Which frontends lead to which backends: kube-proxy's semantics, all of them here.
+//!
+//! [`compile`] is a pure function of a Service, its EndpointSlices and what this node is. It
+//! knows nothing of maps, ids or what was in force before; [`crate::sync`] does.
+
+mod choose;
+mod endpoints;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proxy_common::abi::{Addr, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol};
+
+use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+
+/// What of this node decides about endpoints.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeFacts {
+    /// The name that `nodeName` of local endpoints equals (rule R25).
+    pub name: Arc<str>,
+    /// The zone that hints are compared with (rules R46, R48).
+    pub zone: Option<Arc<str>>,
+}
+
+/// A service port in one family: frontends that share one set of backends (rule R5).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DesiredPort {
+    /// The port's name, "" if it has none.
+    pub name: Arc<str>,
+    /// The port's protocol.
+    pub protocol: Protocol,
+    /// The family.
+    pub family: Family,
+    /// Session affinity time-out in seconds; 0: no affinity (rule R111).
+    pub affinity_seconds: u32,
+    /// Where clients find the port.
+    pub frontends: Vec<DesiredFrontend>,
+    /// Every endpoint that may have flows. Those that get new ones come first, in the order of
+    /// the block that [`proxy_common::abi::Frontend`] describes.
+    pub backends: Vec<DesiredBackend>,
+    /// Size of the local set (rule R32), the head of `backends`.
+    pub n_local: u32,
+    /// Index of the cluster set's first member in `backends`.
+    pub cluster_offset: u32,
+    /// Size of the cluster set (rule R31).
+    pub n_cluster: u32,
+}
+
+/// One address and port that clients dial, and what is special about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredFrontend {
+    /// Address, port and protocol.
+    pub key: FrontendKey,
+    /// The policy that governs it, and whether it rejects.
+    pub flags: FrontendFlags,
+}
+
+/// One endpoint of a service port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DesiredBackend {
+    /// Its address.
+    pub addr: Addr,
+    /// The number to send to (rule R11).
+    pub port: Port,
+    /// What it is good for.
+    pub state: BackendState,
+    /// Whether it is on this node (rule R25).
+    pub is_local: bool,
+}
+
+impl DesiredPort {
+    /// How many of `backends` are in a set, the others only keep the flows they have.
+    pub fn n_slots(&self) -> u32 {
+        self.n_local.max(self.cluster_offset + self.n_cluster)
+    }
+}
+
+/// Computes what the maps should say about one Service: an entry for each service port and family.
+///
+/// The order of `slices` decides nothing but which of two equally good entries for the same
+/// address and port counts (rule R23).
+pub fn compile(service: &Service, slices: &[EndpointSlice], node: &NodeFacts) -> Vec<DesiredPort> {
+    let ports = distinct_ports(service);
+    Family::ALL
+        .into_iter()
+        .filter_map(|family| Some((family, cluster_ip(service, family)?)))
+        .flat_map(|(family, ip)| ports.iter().map(move |port| (family, ip, *port)))
+        .map(|(family, ip, port)| compile_port(service, port, (family, ip), slices, node))
+        .collect()
+}
+
+/// Without a cluster IP of its family nothing of that family is served (rules R1, R6).
+fn cluster_ip(service: &Service, family: Family) -> Option<IpAddr> {
+    service
+        .cluster_ips
+        .iter()
+        .copied()
+        .find(|&ip| Addr::from(ip).family() == family)
+}
+
+/// The ports of a Service; of two with the same name or number the first.
+///
+/// The API server refuses such Services, but a manifest file can hold one.
+fn distinct_ports(service: &Service) -> Vec<&ServicePort> {
+    let mut names = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    let mut ports = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let (name, number) = ((port.protocol, &port.name), (port.protocol, port.port));
+        if names.contains(&name) || numbers.contains(&number) {
+            continue;
+        }
+        names.insert(name);
+        numbers.insert(number);
+        ports.push(port);
+    }
+    ports
+}
+
+fn compile_port(
+    service: &Service,
+    port: &ServicePort,
+    (family, cluster_ip): (Family, IpAddr),
+    slices: &[EndpointSlice],
+    node: &NodeFacts,
+) -> DesiredPort {
+    let candidates = endpoints::collect(port, family, slices, node);
+    let choice = choose::choose(candidates, node);
+    // Rule R35: the local set is part of what the cluster set could fall back on, so an empty
+    // cluster set says that there is no usable endpoint anywhere.
+    let reject = if choice.n_cluster == 0 {
+        FrontendFlags::REJECT
+    } else {
+        FrontendFlags::NONE
+    };
+    let cluster_ip_frontend = DesiredFrontend {
+        key: FrontendKey::exact(cluster_ip.into(), Port::new(port.port), port.protocol),
+        flags: policy_flag(service.internal_policy).union(reject),
+    };
+    DesiredPort {
+        name: Arc::clone(&port.name),
+        protocol: port.protocol,
+        family,
+        affinity_seconds: service.affinity_seconds.unwrap_or(0),
+        frontends: vec![cluster_ip_frontend],
+        backends: choice.backends,
+        n_local: choice.n_local,
+        cluster_offset: choice.cluster_offset,
+        n_cluster: choice.n_cluster,
+    }
+}
+
+fn policy_flag(policy: TrafficPolicy) -> FrontendFlags {
+    match policy {
+        TrafficPolicy::Cluster => FrontendFlags::NONE,
+        TrafficPolicy::Local => FrontendFlags::LOCAL_ONLY,
+    }
+}

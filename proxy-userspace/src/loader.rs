@@ -1,0 +1,451 @@
+//! From the embedded object to pinned maps and programs.
+//!
+//! [`checks`] runs first; [`load`] makes or finds maps and programs, [`attach`] puts the programs
+//! on devices. Nothing here is undone when the process ends: programs, links and maps stay, and
+//! the next start finds them.
+
+pub mod attach;
+pub mod checks;
+mod clsact;
+mod growth;
+pub mod lock;
+pub mod pins;
+mod programs;
+pub mod sizes;
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapError, MapInfo};
+use aya::programs::ProgramError;
+use aya::sys::SyscallError;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use proxy_common::abi::LAYOUT_VERSION;
+use proxy_common::datapath::crc32c;
+
+use self::checks::Features;
+use self::growth::Growth;
+use self::pins::Pins;
+pub use self::programs::{Program, Programs};
+use self::sizes::{MAPS, Pinned, Plan, PlanError, Shape, Sizes, Spec};
+use crate::maps::{List, MapFailure, Maps};
+
+/// The map of `aya-log`; only objects that log have it.
+const LOG_MAP: &str = "AYA_LOGS";
+
+/// Loading failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A pinned map cannot be used.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A map cannot be read or written.
+    #[error(transparent)]
+    Map(#[from] MapFailure),
+    /// A pinned map cannot be looked at.
+    #[error("map {name}: cannot read the pin {}", path.display())]
+    Pin {
+        /// The map.
+        name: &'static str,
+        /// Its pin.
+        path: PathBuf,
+        /// Why.
+        source: MapError,
+    },
+    /// A file or folder on bpffs.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel counts maps against a limit that could not be raised.
+    #[error(
+        "map {name}: the kernel refuses so much locked memory; \
+         run with CAP_SYS_RESOURCE or a higher `ulimit -l`"
+    )]
+    LockedMemory {
+        /// The map.
+        name: String,
+    },
+    /// The object cannot be loaded.
+    #[error("the kernel programs cannot be loaded")]
+    Object(#[source] EbpfError),
+    /// The object has no such program.
+    #[error("the object has no program {name}")]
+    NoProgram {
+        /// The program.
+        name: &'static str,
+    },
+    /// The kernel's verifier refuses a program.
+    #[error("program {name}: this kernel's verifier refuses it: {reason} (more with --log debug)")]
+    Refused {
+        /// The program.
+        name: &'static str,
+        /// The last word of the verifier.
+        reason: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refuses a program otherwise.
+    #[error("program {name}: {action} failed")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+}
+
+impl From<EbpfError> for LoadError {
+    fn from(error: EbpfError) -> Self {
+        if let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error
+            && io_error.raw_os_error() == Some(libc::EPERM)
+        {
+            return Self::LockedMemory { name: name.clone() };
+        }
+        Self::Object(error)
+    }
+}
+
+/// Maps and programs, ready to be attached.
+pub struct Loaded {
+    /// The maps.
+    pub maps: Maps,
+    /// The programs.
+    pub programs: Programs,
+    /// What is left to do when they are attached.
+    pub rest: Rest,
+}
+
+/// What is left to do when all devices are attached.
+pub struct Rest {
+    growth: Growth,
+    programs: PathBuf,
+    /// Pins that were not there before.
+    made: Vec<PathBuf>,
+}
+
+/// Makes or finds the maps and programs.
+///
+/// # Errors
+/// If a pinned map does not fit, or the kernel refuses. What this call made is gone then.
+pub fn load(
+    object: &[u8],
+    pins: &Pins,
+    sizes: &Sizes,
+    features: Features,
+) -> Result<Loaded, LoadError> {
+    let plans = plans(pins, sizes)?;
+    for folder in [pins.maps(), pins.programs(), pins.links()] {
+        std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+    }
+    let digest = digest(object, features);
+    let is_settled = plans.iter().all(|(_, plan)| matches!(plan, Plan::Keep(_)));
+    if is_settled && let Some(programs) = reusable(pins, digest)? {
+        tracing::info!("the pinned programs serve on");
+        return Loaded::new(pins, programs, Growth::default(), Vec::new());
+    }
+    load_anew(object, pins, &plans, features, digest)
+        .inspect_err(|_| undo(pins, &plans, &pins.programs_of(digest)))
+}
+
+impl Loaded {
+    fn new(
+        pins: &Pins,
+        programs: Programs,
+        growth: Growth,
+        made: Vec<PathBuf>,
+    ) -> Result<Self, LoadError> {
+        let rest = Rest {
+            growth,
+            programs: programs.folder().to_owned(),
+            made,
+        };
+        Ok(Self {
+            maps: Maps::open(pins)?,
+            programs,
+            rest,
+        })
+    }
+}
+
+impl Rest {
+    /// Removes what the load made, if nothing of it was attached.
+    pub fn undo(self, pins: &Pins) {
+        if self.made.is_empty() {
+            return;
+        }
+        self.made
+            .iter()
+            .for_each(|path| warn_if_failed(remove_file(path)));
+        warn_if_failed(remove_folder(&self.programs));
+        remove_empty_folders(pins);
+    }
+
+    /// Takes over what programs wrote into outgrown maps until they were replaced, and removes
+    /// what no attached program uses any more.
+    ///
+    /// # Errors
+    /// If a map or a pin refuses.
+    pub fn finish(self, pins: &Pins) -> Result<(), LoadError> {
+        self.growth.finish()?;
+        for name in names(&pins.programs())? {
+            let folder = pins.programs().join(name);
+            if folder != self.programs {
+                remove_folder(&folder)?;
+            }
+        }
+        let others = pins
+            .other_layouts()
+            .map_err(io_error("read", pins.root()))?;
+        for folder in others {
+            tracing::warn!(
+                "the maps in {} have another layout than v{LAYOUT_VERSION}: their flows and \
+                 affinities are not carried over; removing them",
+                folder.display()
+            );
+            remove_folder(&folder)?;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of each map.
+fn plans(pins: &Pins, sizes: &Sizes) -> Result<Vec<(Spec, Plan)>, LoadError> {
+    let memory = sizes::memory();
+    let plan = |spec: Spec| {
+        let default = sizes::default_size(spec.name, memory);
+        let pinned = pinned(pins, &spec)?;
+        Ok((
+            spec,
+            sizes::plan(&spec, sizes.asked(spec.name), default, pinned)?,
+        ))
+    };
+    MAPS.into_iter().map(plan).collect()
+}
+
+fn pinned(pins: &Pins, spec: &Spec) -> Result<Option<Pinned>, LoadError> {
+    let path = pins.map(spec.name);
+    let failed = |source| LoadError::Pin {
+        name: spec.name,
+        path: pins.map(spec.name),
+        source,
+    };
+    let info = match MapInfo::from_pin(path) {
+        Ok(info) => info,
+        Err(MapError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let shape = Shape {
+        map_type: info.map_type().map_err(failed)?,
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+    };
+    Ok(Some(Pinned {
+        shape,
+        size: info.max_entries(),
+    }))
+}
+
+/// Tells objects apart, with what the loader writes into them. Programs that are pinned under the
+/// same digest need not be loaded again. Not a program's tag: that leaves constant data out.
+fn digest(object: &[u8], features: Features) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    features.coarse_clock.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The programs that an earlier start loaded from the same object, if they use the pinned maps.
+fn reusable(pins: &Pins, digest: u64) -> Result<Option<Programs>, LoadError> {
+    let Some(programs) = Programs::open(&pins.programs_of(digest)) else {
+        return Ok(None);
+    };
+    let mut pinned = BTreeMap::new();
+    for spec in MAPS {
+        let path = pins.map(spec.name);
+        let info = MapInfo::from_pin(&path).map_err(|source| LoadError::Pin {
+            name: spec.name,
+            path,
+            source,
+        })?;
+        let _old = pinned.insert(info.name().to_vec(), info.id());
+    }
+    // Others than the pinned ones are constant data, or ours from before they were made anew.
+    let is_stale = |map: &MapInfo| pinned.get(map.name()).is_some_and(|id| *id != map.id());
+    let is_current = programs
+        .maps()
+        .is_some_and(|maps| !maps.iter().any(is_stale));
+    Ok(is_current.then_some(programs))
+}
+
+fn load_anew(
+    object: &[u8],
+    pins: &Pins,
+    plans: &[(Spec, Plan)],
+    features: Features,
+    digest: u64,
+) -> Result<Loaded, LoadError> {
+    tracing::info!("loading the kernel programs");
+    discard_grown(pins, plans)?;
+    let mut ebpf = load_object(object, pins, plans, features)?;
+    fill_crc_shifts(pins)?;
+    let folder = pins.programs_of(digest);
+    remove_folder(&folder)?;
+    std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+    let programs = Programs::load(&mut ebpf, &folder)?;
+    let growth = Growth::begin(pins, plans)?;
+    Loaded::new(pins, programs, growth, made(pins, plans))
+}
+
+fn load_object(
+    object: &[u8],
+    pins: &Pins,
+    plans: &[(Spec, Plan)],
+    features: Features,
+) -> Result<Ebpf, LoadError> {
+    let coarse_clock = u8::from(features.coarse_clock);
+    let mut loader = EbpfLoader::new();
+    for (spec, plan) in plans {
+        let path = match plan {
+            Plan::Create(_) | Plan::Keep(_) => pins.map(spec.name),
+            Plan::Grow(_) => pins.grown_map(spec.name),
+        };
+        let _loader = loader
+            .map_pin_path(spec.name, path)
+            .map_max_entries(spec.name, plan.size());
+    }
+    let ebpf = loader
+        .map_pin_path(LOG_MAP, pins.map(LOG_MAP))
+        .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .load(object)?;
+    Ok(ebpf)
+}
+
+/// Writes the table that the datapath repairs SCTP checksums with, unless it stands there already.
+fn fill_crc_shifts(pins: &Pins) -> Result<(), LoadError> {
+    let mut table: List<u32> = List::open(pins, "CRC_SHIFTS")?;
+    for (length, shift) in (0..table.size()).zip(crc32c::shifts()) {
+        if table.get(length)? != shift {
+            table.set(length, &shift)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes larger maps that a start began to fill and did not finish.
+fn discard_grown(pins: &Pins, plans: &[(Spec, Plan)]) -> Result<(), LoadError> {
+    plans
+        .iter()
+        .try_for_each(|(spec, _)| remove_file(&pins.grown_map(spec.name)))
+}
+
+/// The pins of maps that do not exist before loading.
+fn made(pins: &Pins, plans: &[(Spec, Plan)]) -> Vec<PathBuf> {
+    let is_new = |(_, plan): &&(Spec, Plan)| matches!(plan, Plan::Create(_));
+    plans
+        .iter()
+        .filter(is_new)
+        .map(|(spec, _)| pins.map(spec.name))
+        .collect()
+}
+
+/// Removes the maps that did not exist before, and the programs.
+fn undo(pins: &Pins, plans: &[(Spec, Plan)], programs: &Path) {
+    let grown = plans.iter().map(|(spec, _)| pins.grown_map(spec.name));
+    for path in made(pins, plans).into_iter().chain(grown) {
+        warn_if_failed(remove_file(&path));
+    }
+    warn_if_failed(remove_folder(programs));
+    remove_empty_folders(pins);
+}
+
+/// Removes those of our folders in which nothing is left.
+pub(crate) fn remove_empty_folders(pins: &Pins) {
+    for folder in [
+        pins.maps(),
+        pins.programs(),
+        pins.links(),
+        pins.layout(),
+        pins.root().into(),
+    ] {
+        if let Err(error) = std::fs::remove_dir(&folder) {
+            tracing::debug!("{} stays: {error}", folder.display());
+        }
+    }
+}
+
+fn warn_if_failed(result: Result<(), LoadError>) {
+    if let Err(error) = result {
+        tracing::warn!("{error}");
+    }
+}
+
+/// Removes `path`; nothing to do if it is not there.
+fn remove_file(path: &Path) -> Result<(), LoadError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes `path` and what is in it; nothing to do if it is not there.
+fn remove_folder(path: &Path) -> Result<(), LoadError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, LoadError> {
+    pins::file_names(folder).map_err(io_error("read", folder))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LoadError {
+    move |source| LoadError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_covers_object_and_globals() {
+        let (old, new) = (
+            Features {
+                tcx: true,
+                coarse_clock: false,
+            },
+            Features {
+                tcx: true,
+                coarse_clock: true,
+            },
+        );
+        assert_ne!(digest(b"a", old), digest(b"b", old));
+        assert_ne!(digest(b"a", old), digest(b"a", new));
+        assert_eq!(
+            digest(b"a", new),
+            digest(b"a", Features { tcx: false, ..new })
+        );
+    }
+}

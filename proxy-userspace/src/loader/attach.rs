@@ -1,0 +1,400 @@
+//! The programs on the devices, by TCX links or by clsact filters.
+//!
+//! Both outlive the process: a TCX link by its pin, a filter by itself. Both are replaced
+//! atomically: the link's program by an update of the link, the filter by one with its handle.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
+use proxy_common::abi::Side;
+use serde::{Deserialize, Serialize};
+
+use super::checks::Features;
+use super::clsact::{self, FilterError};
+use super::pins::Pins;
+use super::programs::{self, Program, Programs};
+
+/// A network device.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Device {
+    /// Its number in the network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// By a link (Linux 6.6).
+    Tcx,
+    /// By a filter at the qdisc `clsact`.
+    Clsact,
+}
+
+impl Method {
+    /// The best that the kernel offers.
+    pub const fn best(features: Features) -> Self {
+        if features.tcx {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+
+    /// A word for tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "TCX",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// What attaching changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The program was there.
+    Unchanged,
+    /// It took the place of another one.
+    Replaced,
+    /// Nothing was there.
+    Created,
+}
+
+/// A program that is attached, as the kernel tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attached {
+    /// Which side of the device.
+    pub side: Side,
+    /// How.
+    pub method: Method,
+    /// The kernel's number of the program.
+    pub program: u32,
+    /// The hash of its instructions; `None` if the kernel does not tell.
+    pub tag: Option<u64>,
+}
+
+/// Attaching or detaching failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// At TCX.
+    #[error("device {device}: TCX {} failed", side.name())]
+    Tcx {
+        /// The device's name.
+        device: Arc<str>,
+        /// Which side of it.
+        side: Side,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// At clsact.
+    #[error("device {device}: clsact {} failed", side.name())]
+    Clsact {
+        /// The device's name.
+        device: Arc<str>,
+        /// Which side of it.
+        side: Side,
+        /// Why.
+        source: FilterError,
+    },
+    /// The pins cannot be read.
+    #[error("cannot read {}", path.display())]
+    Pins {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A pin cannot be removed.
+    #[error("cannot remove {}", path.display())]
+    Unpin {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Both sides of a device.
+pub const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
+
+/// Puts programs on devices and takes them off.
+pub struct Attacher {
+    method: Method,
+    pins: Pins,
+    netlink: rtnetlink::Handle,
+    programs: Programs,
+}
+
+impl Attacher {
+    /// Attaches `programs` by `method`.
+    pub fn new(method: Method, pins: Pins, netlink: rtnetlink::Handle, programs: Programs) -> Self {
+        Self {
+            method,
+            pins,
+            netlink,
+            programs,
+        }
+    }
+
+    /// How programs are attached.
+    pub const fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Sees to it that the programs are on both sides of `device`.
+    ///
+    /// # Errors
+    /// If the kernel refuses; one side may be attached then.
+    pub async fn attach(&mut self, device: &Device) -> Result<[Change; 2], AttachError> {
+        let [ingress, egress] = &mut self.programs.all;
+        let site = Site {
+            device,
+            pins: &self.pins,
+            netlink: &self.netlink,
+        };
+        Ok([
+            site.attach(self.method, ingress).await?,
+            site.attach(self.method, egress).await?,
+        ])
+    }
+
+    /// Takes the programs off `device`, however they were attached; says whether any was there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn detach(&self, device: &Device) -> Result<bool, AttachError> {
+        detach(&self.pins, &self.netlink, device).await
+    }
+
+    /// Numbers of the devices for which links are pinned.
+    ///
+    /// # Errors
+    /// If the folder of the links cannot be read.
+    pub fn pinned(&self) -> Result<BTreeSet<u32>, AttachError> {
+        let links = self.pins.pinned_links();
+        let links = links.map_err(|source| AttachError::Pins {
+            path: self.pins.links(),
+            source,
+        })?;
+        Ok(links.into_iter().map(|(index, _)| index).collect())
+    }
+
+    /// Removes the pins that a device left behind which is no more.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
+    pub fn forget(&self, index: u32) -> Result<bool, AttachError> {
+        forget(&self.pins, index)
+    }
+}
+
+/// Removes the pins of the links at device `index`; says whether there were any.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn forget(pins: &Pins, index: u32) -> Result<bool, AttachError> {
+    let mut was_there = false;
+    for side in SIDES {
+        was_there |= unpin(pins.link(index, side))?;
+    }
+    Ok(was_there)
+}
+
+/// Takes our programs off `device`, however they were attached; says whether any was there.
+///
+/// # Errors
+/// If the kernel refuses.
+pub async fn detach(
+    pins: &Pins,
+    netlink: &rtnetlink::Handle,
+    device: &Device,
+) -> Result<bool, AttachError> {
+    let site = Site {
+        device,
+        pins,
+        netlink,
+    };
+    let mut was_there = forget(pins, device.index)?;
+    for side in SIDES {
+        was_there |= site.remove_filters(side).await?;
+    }
+    Ok(was_there)
+}
+
+/// Our programs on `device`.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub async fn attached(
+    netlink: &rtnetlink::Handle,
+    device: &Device,
+) -> Result<Vec<Attached>, AttachError> {
+    let mut all = Vec::new();
+    for side in SIDES {
+        let links = tcx_programs(device, side).unwrap_or_default();
+        let ours = links
+            .iter()
+            .filter(|info| info.name_as_str().is_some_and(programs::is_ours));
+        all.extend(ours.map(|info| Attached {
+            side,
+            method: Method::Tcx,
+            program: info.id(),
+            tag: Some(info.tag()),
+        }));
+        let filters = clsact::filters(netlink, device.index, side);
+        let filters = filters
+            .await
+            .map_err(|source| clsact_error(device, side, source))?;
+        all.extend(filters.into_iter().map(|filter| Attached {
+            side,
+            method: Method::Clsact,
+            program: filter.program,
+            tag: filter.tag,
+        }));
+    }
+    Ok(all)
+}
+
+/// A device, and what is needed to work on it.
+struct Site<'a> {
+    device: &'a Device,
+    pins: &'a Pins,
+    netlink: &'a rtnetlink::Handle,
+}
+
+impl Site<'_> {
+    /// First the other way's leftover goes, then the program comes: better a moment without one
+    /// than two that both translate.
+    async fn attach(&self, method: Method, program: &mut Program) -> Result<Change, AttachError> {
+        let side = program.side;
+        match method {
+            Method::Tcx => {
+                let _was_there = self.remove_filters(side).await?;
+                self.link(program)
+                    .map_err(|error| tcx_error(self.device, side, error))
+            }
+            Method::Clsact => {
+                let _was_there = unpin(self.pins.link(self.device.index, side))?;
+                clsact::attach(self.netlink, self.device.index, program)
+                    .await
+                    .map_err(|source| clsact_error(self.device, side, source))
+            }
+        }
+    }
+
+    async fn remove_filters(&self, side: Side) -> Result<bool, AttachError> {
+        clsact::detach(self.netlink, self.device.index, side)
+            .await
+            .map_err(|source| clsact_error(self.device, side, source))
+    }
+
+    fn link(&self, program: &mut Program) -> Result<Change, TcxError> {
+        let path = self.pins.link(self.device.index, program.side);
+        let Some(link) = pinned_link(&path)? else {
+            return self.create_link(program);
+        };
+        let attached = link.info()?.program_id();
+        let present = tcx_programs(self.device, program.side)?;
+        if !present.iter().any(|info| info.id() == attached) {
+            // The pin of another device that had this index before, or has it in another
+            // network namespace.
+            std::fs::remove_file(&path)?;
+            return self.create_link(program);
+        }
+        if attached == program.id {
+            return Ok(Change::Unchanged);
+        }
+        let link = SchedClassifierLink::try_from(link)?;
+        let id = program.classifier.attach_to_link(link)?;
+        // The link stays by its pin; dropped here, it would be if the program still owned it.
+        drop(program.classifier.take_link(id)?);
+        Ok(Change::Replaced)
+    }
+
+    fn create_link(&self, program: &mut Program) -> Result<Change, TcxError> {
+        // Next to the pod on both sides: others see real addresses only.
+        let order = match program.side {
+            Side::Ingress => LinkOrder::first(),
+            Side::Egress => LinkOrder::last(),
+        };
+        let options = TcAttachOptions::TcxOrder(order);
+        let classifier: &mut SchedClassifier = &mut program.classifier;
+        let id = classifier.attach_with_options(
+            &self.device.name,
+            attach_type(program.side),
+            options,
+        )?;
+        let link: FdLink = classifier.take_link(id)?.try_into()?;
+        drop(link.pin(self.pins.link(self.device.index, program.side))?);
+        Ok(Change::Created)
+    }
+}
+
+/// What can go wrong with a link.
+#[derive(Debug, thiserror::Error)]
+enum TcxError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Pin(#[from] aya::pin::PinError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+fn tcx_error(device: &Device, side: Side, error: TcxError) -> AttachError {
+    AttachError::Tcx {
+        device: device.name.clone(),
+        side,
+        source: Box::new(error),
+    }
+}
+
+fn clsact_error(device: &Device, side: Side, source: FilterError) -> AttachError {
+    AttachError::Clsact {
+        device: device.name.clone(),
+        side,
+        source,
+    }
+}
+
+fn pinned_link(path: &std::path::Path) -> Result<Option<FdLink>, LinkError> {
+    match PinnedLink::from_pin(path) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn tcx_programs(device: &Device, side: Side) -> Result<Vec<ProgramInfo>, ProgramError> {
+    Ok(SchedClassifier::query_tcx(&device.name, attach_type(side))?.1)
+}
+
+const fn attach_type(side: Side) -> TcAttachType {
+    match side {
+        Side::Ingress => TcAttachType::Ingress,
+        Side::Egress => TcAttachType::Egress,
+    }
+}
+
+fn unpin(path: PathBuf) -> Result<bool, AttachError> {
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(AttachError::Unpin { path, source }),
+    }
+}

@@ -1,0 +1,387 @@
+//! The loop between what the source says and what the maps hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use proxy_common::abi::{Addr, Family, Settings, SettingsFlags};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::Options;
+use super::edges::View;
+use super::origin::Source;
+use crate::conntrack_gc::Collector;
+use crate::desired::{DesiredPort, NodeFacts, compile};
+use crate::loader::attach::Method;
+use crate::maps::Maps;
+use crate::model::{Affected, Event, ObjectName, Problem, World};
+use crate::status::{self, LastSync, Status};
+use crate::sync::{Report, Sync};
+
+/// Most events that are taken in before the maps follow.
+const BATCH: usize = 65_536;
+/// Services that are compiled at a time, so that progress can be shown in between.
+const CHUNK: usize = 4096;
+/// After how long something shows that it is at work.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The status file is not written more often.
+const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// Until what failed is tried again, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Services that are to be compiled anew.
+#[derive(Default)]
+struct Changed {
+    names: BTreeSet<ObjectName>,
+    is_all: bool,
+}
+
+/// What the daemon knows and keeps in order.
+pub(super) struct Control {
+    node: Arc<str>,
+    flags: SettingsFlags,
+    state_dir: PathBuf,
+    world: World,
+    changed: Changed,
+    /// Whether the first lists are complete.
+    is_complete: bool,
+    sync: Sync,
+    maps: Maps,
+    view: watch::Receiver<View>,
+    /// By subject, from the source.
+    problems: BTreeMap<String, String>,
+    retry: Option<(Instant, Duration)>,
+    status: Status,
+    written: Option<(Instant, Status)>,
+    /// Dropped, it ends the collector.
+    _collector: Option<mpsc::Sender<()>>,
+}
+
+impl Control {
+    /// Goes on from what the maps hold.
+    pub(super) fn new(options: &Options, maps: Maps, method: Method) -> anyhow::Result<Self> {
+        let contents = maps.contents()?;
+        tracing::info!(
+            "the maps hold {} frontends of {} service ports",
+            contents.frontends.len(),
+            contents.services.len()
+        );
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: status::unix_time(),
+            node: options.node.to_string(),
+            source: options.origin.to_string(),
+            synced: false,
+            last_sync: None,
+            problems: Vec::new(),
+            method,
+            devices: Vec::new(),
+            timeouts: options.timeouts.by_name(),
+        };
+        Ok(Self {
+            node: options.node.clone(),
+            flags: options.flags,
+            state_dir: options.state_dir.clone(),
+            world: World::new(),
+            changed: Changed::default(),
+            is_complete: false,
+            sync: Sync::new(maps.capacity(), contents),
+            maps,
+            view: watch::channel(View::default()).1,
+            problems: BTreeMap::new(),
+            retry: None,
+            status,
+            written: None,
+            _collector: None,
+        })
+    }
+
+    /// The same with devices to watch and records to collect.
+    pub(super) fn with(
+        mut self,
+        view: watch::Receiver<View>,
+        collector: Collector,
+    ) -> anyhow::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let collect = move || collector.run(&stopped);
+        let thread = std::thread::Builder::new()
+            .name("conntrack-gc".to_owned())
+            .spawn(collect);
+        drop(thread.context("cannot start the collector of flow records")?);
+        self.view = view;
+        self._collector = Some(stop);
+        Ok(self)
+    }
+
+    /// Follows the source until a signal comes.
+    ///
+    /// # Errors
+    /// If the source or the devices' monitor ends.
+    pub(super) async fn run(mut self, mut source: Source) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut waiting = tokio::time::interval(PATIENCE * 5);
+        waiting.reset_after(PATIENCE);
+        let mut batch = Vec::new();
+        self.settle()?;
+        loop {
+            let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
+            tokio::select! {
+                taken = source.take(&mut batch, BATCH) => {
+                    taken?;
+                    self.take(std::mem::take(&mut batch));
+                }
+                changed = self.view.changed() => changed.context("the monitor of devices ended")?,
+                () = at(retry) => self.again(),
+                () = at(status_due) => {}
+                _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+            self.settle()?;
+        }
+        tracing::info!("stopping; programs, flows and Services stay in force");
+        Ok(())
+    }
+
+    /// Brings settings and status up to date.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let view = self.view.borrow_and_update().clone();
+        let preferred = self.world.node().map_or(&[][..], |node| &node.addresses);
+        let settings = settings(preferred, &view.addresses, self.flags);
+        if self.maps.set_settings(&settings)? {
+            let known = [settings.node_v4, settings.node_v6].map(|address| {
+                if address.is_unspecified() {
+                    "unknown".to_owned()
+                } else {
+                    address.to_string()
+                }
+            });
+            tracing::info!(
+                "addresses of this node: IPv4 {}, IPv6 {}",
+                known[0],
+                known[1]
+            );
+        }
+        let of_source = self.problems.iter().map(|(subject, message)| Problem {
+            subject: subject.clone(),
+            message: message.clone(),
+        });
+        self.status.problems = of_source
+            .chain(self.sync.problems())
+            .chain(view.problems)
+            .collect();
+        self.status.devices = view.edges;
+        self.write_status();
+        Ok(())
+    }
+
+    /// Takes events in, and has the maps follow.
+    fn take(&mut self, batch: Vec<Event>) {
+        for event in batch {
+            let completes = matches!(event, Event::Synced);
+            self.take_problem(&event);
+            match self.world.apply(event) {
+                Affected::Nothing => {}
+                Affected::Services(names) => self.changed.names.extend(names),
+                Affected::All => self.changed.is_all = true,
+            }
+            if completes && !self.is_complete {
+                self.is_complete = true;
+                self.changed.is_all = true;
+            }
+        }
+        if self.is_complete && (self.changed.is_all || !self.changed.names.is_empty()) {
+            tokio::task::block_in_place(|| self.follow());
+        }
+    }
+
+    fn take_problem(&mut self, event: &Event) {
+        if let Event::Problem(problem) = event {
+            let old = self
+                .problems
+                .insert(problem.subject.clone(), problem.message.clone());
+            if old.as_ref() != Some(&problem.message) {
+                tracing::warn!("{}: {}", problem.subject, problem.message);
+            }
+        }
+        if let Event::Solved(subject) = event
+            && self.problems.remove(subject).is_some()
+        {
+            tracing::info!("{subject}: solved");
+        }
+    }
+
+    /// Compiles what has changed and brings it into force.
+    fn follow(&mut self) {
+        let start = Instant::now();
+        let names = self.changed.take(&self.world);
+        let facts = NodeFacts {
+            name: self.node.clone(),
+            zone: self.world.zone().cloned(),
+        };
+        let mut report = Report::default();
+        let mut shown = start;
+        for (index, chunk) in names.chunks(CHUNK).enumerate() {
+            if shown.elapsed() > PATIENCE {
+                shown = Instant::now();
+                tracing::info!("syncing: {} of {} Services", index * CHUNK, names.len());
+            }
+            let changes: Vec<_> = chunk
+                .iter()
+                .map(|name| (name.clone(), desired(&self.world, &facts, name)))
+                .collect();
+            report = sum(report, self.sync.apply(changes, &mut self.maps));
+        }
+        if !self.status.synced {
+            report = sum(report, self.sync.finish_start(&mut self.maps));
+            self.status.synced = true;
+        }
+        self.conclude(start, names.len(), report);
+    }
+
+    /// Tries again what is pending.
+    fn again(&mut self) {
+        let start = Instant::now();
+        let report = tokio::task::block_in_place(|| self.sync.retry(&mut self.maps));
+        if report.n_writes > 0 || report.n_pending == 0 {
+            self.conclude(start, 0, report);
+        } else {
+            self.plan_retry(report.n_pending);
+        }
+    }
+
+    fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
+        let elapsed = start.elapsed();
+        tracing::info!(
+            "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
+            report.n_writes,
+            report.n_pending
+        );
+        for problem in self.sync.problems() {
+            if !self.status.problems.contains(&problem) {
+                tracing::warn!("{}: {}", problem.subject, problem.message);
+            }
+        }
+        self.status.last_sync = Some(LastSync {
+            at: status::unix_time(),
+            services: n_services,
+            writes: report.n_writes,
+            pending: report.n_pending,
+            micros: elapsed.as_micros() as u64,
+        });
+        if report.n_writes > 0 {
+            self.retry = None;
+        }
+        self.plan_retry(report.n_pending);
+    }
+
+    fn plan_retry(&mut self, n_pending: usize) {
+        self.retry = (n_pending > 0).then(|| {
+            let pause = self
+                .retry
+                .map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
+            (Instant::now() + pause, pause)
+        });
+    }
+
+    fn say_waiting(&self) {
+        tracing::info!(
+            "waiting for the first complete lists: {} Services so far; what is in force stays",
+            self.world.services().count()
+        );
+    }
+
+    /// When the status file is to be written that waits for its time.
+    fn status_due(&self) -> Option<Instant> {
+        let (at, status) = self.written.as_ref()?;
+        (*status != self.status).then(|| *at + STATUS_PAUSE)
+    }
+
+    fn write_status(&mut self) {
+        let is_due = match &self.written {
+            Some((at, status)) => *status != self.status && at.elapsed() >= STATUS_PAUSE,
+            None => true,
+        };
+        if !is_due {
+            return;
+        }
+        if let Err(error) = self.status.write(&self.state_dir) {
+            tracing::warn!("{:#}", anyhow::Error::from(error));
+        }
+        self.written = Some((Instant::now(), self.status.clone()));
+    }
+}
+
+impl Changed {
+    /// The Services that are to be compiled, by name; nothing is left to be.
+    fn take(&mut self, world: &World) -> Vec<ObjectName> {
+        let Self { mut names, is_all } = std::mem::take(self);
+        if is_all {
+            names.extend(world.services().map(|(service, _)| service.name.clone()));
+        }
+        names.into_iter().collect()
+    }
+}
+
+fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPort> {
+    let compile = |(service, slices)| compile(service, slices, facts);
+    world.service(name).map(compile).unwrap_or_default()
+}
+
+/// Writes add up; what is pending is so after the last.
+const fn sum(earlier: Report, later: Report) -> Report {
+    Report {
+        n_writes: earlier.n_writes + later.n_writes,
+        n_pending: later.n_pending,
+    }
+}
+
+/// The datapath's settings: this node's addresses from the Node object, else from its devices.
+fn settings(preferred: &[IpAddr], own: &[IpAddr], flags: SettingsFlags) -> Settings {
+    let address = |family| {
+        let mut candidates = preferred.iter().chain(own);
+        let address = candidates.find(|address| Family::of(**address) == family);
+        address.map_or(Addr::UNSPECIFIED, |address| Addr::from(*address))
+    };
+    Settings {
+        node_v4: address(Family::Ipv4),
+        node_v6: address(Family::Ipv6),
+        flags,
+        ..Settings::default()
+    }
+}
+
+/// Until `due`; forever if there is nothing to wait for.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_node_objects_address_goes_before_the_devices() {
+        let own = ips(&["192.0.2.1", "2001:db8::1"]);
+        let both = settings(&ips(&["192.0.2.9"]), &own, SettingsFlags::NONE);
+        assert_eq!(both.node_v4.to_string(), "192.0.2.9");
+        assert_eq!(both.node_v6.to_string(), "2001:db8::1");
+        let none = settings(&[], &[], SettingsFlags::ADOPT_MID_FLOW);
+        assert_eq!(none.node_v4, Addr::UNSPECIFIED);
+        assert!(none.flags.contains(SettingsFlags::ADOPT_MID_FLOW));
+        assert_eq!(none.first_port, Settings::default().first_port);
+    }
+}

@@ -1,0 +1,104 @@
+//! Where Services come from.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::bail;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::model::Event;
+use crate::source::FileSource;
+
+/// Events that may be on their way.
+const CAPACITY: usize = 4096;
+
+/// Where Services come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Manifest files and folders of them.
+    Files(Vec<PathBuf>),
+    /// The Kubernetes API, by this kubeconfig, the default one or the pod's service account.
+    Kubernetes(Option<PathBuf>),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(paths) => {
+                let paths: Vec<_> = paths
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                write!(f, "manifests in {}", paths.join(", "))
+            }
+            Self::Kubernetes(None) => f.write_str("the Kubernetes API"),
+            Self::Kubernetes(Some(path)) => write!(f, "the Kubernetes API by {}", path.display()),
+        }
+    }
+}
+
+/// A source that runs.
+pub(super) struct Source {
+    events: mpsc::Receiver<Event>,
+    first: Option<Event>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Source {
+    /// Starts the source; returns early if it cannot work at all.
+    pub(super) async fn start(origin: &Origin, node: Arc<str>) -> anyhow::Result<Self> {
+        let (sender, events) = mpsc::channel(CAPACITY);
+        match origin {
+            Origin::Files(paths) => {
+                let source = FileSource {
+                    paths: paths.clone(),
+                    node,
+                };
+                let task = tokio::spawn(async { Ok(source.run(sender).await?) });
+                let mut source = Self {
+                    events,
+                    first: None,
+                    task,
+                };
+                // Files answer at once, or never will.
+                source.first = Some(source.next().await?);
+                Ok(source)
+            }
+            Origin::Kubernetes(_) => bail!("soon"),
+        }
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Event> {
+        match self.events.recv().await {
+            Some(event) => Ok(event),
+            None => Err(self.end().await),
+        }
+    }
+
+    /// Waits for events and takes all that are there, at most `limit`.
+    pub(super) async fn take(
+        &mut self,
+        batch: &mut Vec<Event>,
+        limit: usize,
+    ) -> anyhow::Result<()> {
+        if let Some(first) = self.first.take() {
+            batch.push(first);
+            return Ok(());
+        }
+        match self.events.recv_many(batch, limit).await {
+            0 => Err(self.end().await),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the source ended.
+    async fn end(&mut self) -> anyhow::Error {
+        match (&mut self.task).await {
+            Ok(Ok(())) => anyhow::anyhow!("the source of Services ended"),
+            Ok(Err(error)) => error,
+            Err(error) => anyhow::Error::from(error).context("the source of Services failed"),
+        }
+    }
+}

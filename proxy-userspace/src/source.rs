@@ -1,0 +1,11 @@
+//! Where Services come from: manifest files or the Kubernetes API.
+//!
+//! Both sources yield the same [`Event`](crate::model::Event)s from the same reading of objects
+//! ([`parse`]), announce an object only if what matters of it has changed, and report what they
+//! can't understand as a [`Problem`](crate::model::Problem) that stays until it is solved.
+
+pub mod file;
+mod ledger;
+pub mod parse;
+
+pub use file::{FileError, FileSource};

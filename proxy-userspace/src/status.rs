@@ -1,0 +1,187 @@
+//! What the daemon tells `beeline status` by a file in its state folder.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::loader::attach::Method;
+use crate::model::Problem;
+
+/// The state of the daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Beeline's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// When it started: seconds since 1970.
+    pub started: u64,
+    /// The name of this node.
+    pub node: String,
+    /// Where Services come from.
+    pub source: String,
+    /// Whether everything that was known at first is in force, on all devices.
+    pub synced: bool,
+    /// The latest sync.
+    pub last_sync: Option<LastSync>,
+    /// What is not as it should be.
+    pub problems: Vec<Problem>,
+    /// How programs are attached.
+    pub method: Method,
+    /// The devices that lead to pods.
+    pub devices: Vec<String>,
+    /// Seconds that flows may be silent, by state.
+    pub timeouts: BTreeMap<String, u32>,
+}
+
+/// One sync.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LastSync {
+    /// When it ended: seconds since 1970.
+    pub at: u64,
+    /// How many Services it looked at.
+    pub services: usize,
+    /// How many writes it made.
+    pub writes: usize,
+    /// How many Services are not in force as they should be.
+    pub pending: usize,
+    /// How long it took: microseconds.
+    pub micros: u64,
+}
+
+/// The file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The file system refuses.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what this version writes.
+    #[error("cannot make sense of {}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// The file in the state folder.
+pub fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join("status.json")
+}
+
+/// The file that the daemon locks.
+pub fn lock_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("lock")
+}
+
+/// Seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}
+
+impl Status {
+    /// Writes the file in one step: readers see the old content or the new one.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write(&self, state_dir: &Path) -> Result<(), StatusError> {
+        let path = file(state_dir);
+        let new = state_dir.join("status.json.new");
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StatusError::Io {
+                action,
+                path,
+                source,
+            }
+        };
+        let text = serde_json::to_string_pretty(self).map_err(|source| StatusError::Format {
+            path: path.clone(),
+            source,
+        })?;
+        let mut file = File::create(&new).map_err(failed("create", &new))?;
+        file.write_all(text.as_bytes())
+            .map_err(failed("write", &new))?;
+        std::fs::rename(&new, &path).map_err(failed("replace", &path))
+    }
+
+    /// Reads the file; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, or another version wrote it.
+    pub fn read(state_dir: &Path) -> Result<Option<Self>, StatusError> {
+        let path = file(state_dir);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| StatusError::Format { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StatusError::Io {
+                action: "read",
+                path,
+                source,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_says_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Status::read(folder.path()).unwrap(), None);
+        let status = Status {
+            version: "1".to_owned(),
+            pid: 7,
+            started: 3,
+            node: "n".to_owned(),
+            source: "file".to_owned(),
+            synced: true,
+            last_sync: Some(LastSync {
+                at: 1,
+                services: 2,
+                writes: 3,
+                pending: 0,
+                micros: 4,
+            }),
+            problems: vec![Problem {
+                subject: "s".to_owned(),
+                message: "m".to_owned(),
+            }],
+            method: Method::Tcx,
+            devices: vec!["veth1".to_owned()],
+            timeouts: BTreeMap::from([("tcp-close".to_owned(), 10)]),
+        };
+        status.write(folder.path()).unwrap();
+        assert_eq!(Status::read(folder.path()).unwrap(), Some(status));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn another_versions_file_is_an_error_not_a_guess() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(file(folder.path()), "{}").unwrap();
+        assert!(matches!(
+            Status::read(folder.path()),
+            Err(StatusError::Format { .. })
+        ));
+    }
+}

@@ -1,0 +1,307 @@
+//! From what is desired to what the maps hold, by the fewest writes.
+//!
+//! There is what is desired (of a Service that is not in force yet: nothing else is kept), there
+//! is what the maps hold (`actual`, an exact copy), and nothing else. Ids and blocks are found
+//! in the maps, not remembered, so after a restart an unchanged cluster costs no writes.
+//!
+//! # What a packet sees
+//! A Service goes into force by publishing its new version and then withdrawing the old one.
+//! Backends and slots are written where no frontend leads yet; then each frontend changes by the
+//! replacement of its one entry. So a packet finds the old set or the new one, whole. In a batch
+//! all Services are published before the first is withdrawn; a cluster IP that goes from one
+//! Service to another is therefore replaced and never missing.
+//!
+//! A freed block, backend id or service id rests until a grace period has passed, since a program
+//! that is running now may still hold it. [`Target::grace_period`] is called only when a Service
+//! does not fit into what is free without resting.
+//!
+//! # What goes wrong
+//! A Service that does not fit, or whose write fails, is pending: what is in force of it stays,
+//! its desired version waits for [`Sync::retry`], and [`Sync::problems`] names it. Room is
+//! checked before the first write, so a Service that does not fit keeps its old version entirely.
+//!
+//! If two Services claim the same frontend, the one that has it in force keeps it as long as it
+//! wants it, so that no newcomer can take what others use; the other's remaining frontends are
+//! served, and it takes over at once when the frontend is given up. Of several who wait, the
+//! first by name gets it.
+
+mod actual;
+mod adopt;
+mod blocks;
+mod dump;
+mod ids;
+mod plan;
+mod publish;
+mod refusal;
+mod target;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proxy_common::abi::FrontendKey;
+
+use self::actual::{Actual, is_live};
+use self::adopt::{Adopted, adopt};
+use self::blocks::{Block, Blocks};
+pub use self::dump::dump;
+use self::ids::Ids;
+use self::plan::Plan;
+use self::publish::Writer;
+use self::refusal::Refusal;
+pub use self::target::{Capacity, Contents, Target, Write};
+use crate::desired::DesiredPort;
+use crate::model::{ObjectName, Problem};
+
+/// Keeps the maps as desired.
+#[derive(Debug)]
+pub struct Sync {
+    capacity: Capacity,
+    actual: Actual,
+    service_ids: Ids,
+    backend_ids: Ids,
+    blocks: Blocks,
+    /// Blocks that frontends have left in the course of an update, each with its service id.
+    left: BTreeSet<(u32, Block)>,
+    /// Removals of damaged entries that a predecessor left.
+    repairs: Vec<Write>,
+    /// Services that a predecessor left and nobody has asked for yet.
+    unclaimed: BTreeSet<ObjectName>,
+    /// Services that are not in force as desired.
+    pending: BTreeMap<ObjectName, Pending>,
+    /// Who waits for a frontend that another Service has.
+    waiting: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+}
+
+/// What a Service should be, and why it isn't.
+#[derive(Debug)]
+struct Pending {
+    desired: Arc<[DesiredPort]>,
+    refusal: Option<Refusal>,
+}
+
+/// What an update came to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Report {
+    /// Writes that were carried out.
+    pub n_writes: usize,
+    /// Services that are not in force as desired, see [`Sync::problems`].
+    pub n_pending: usize,
+}
+
+impl Sync {
+    /// Goes on from what the maps hold. Writes nothing.
+    pub fn new(capacity: Capacity, contents: Contents) -> Self {
+        let Adopted {
+            actual,
+            blocks,
+            repairs,
+        } = adopt(contents, &capacity);
+        Self {
+            service_ids: Self::free_service_ids(&actual, capacity.services),
+            backend_ids: Self::free_backend_ids(&actual, capacity.backends),
+            blocks: Blocks::new(capacity.slots, &blocks),
+            unclaimed: actual.owners.keys().cloned().collect(),
+            left: BTreeSet::new(),
+            capacity,
+            actual,
+            repairs,
+            pending: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    fn free_service_ids(actual: &Actual, capacity: u32) -> Ids {
+        let fresh = actual
+            .ports
+            .last_key_value()
+            .map_or(0, |(last, _)| last + 1);
+        let free = (0..fresh)
+            .filter(|id| !actual.ports.contains_key(id))
+            .collect();
+        Ids::new(capacity, fresh, free)
+    }
+
+    fn free_backend_ids(actual: &Actual, capacity: u32) -> Ids {
+        let ids = 0..;
+        let gone = ids
+            .zip(&actual.backends)
+            .filter(|(_, backend)| !is_live(backend));
+        let free = gone.map(|(id, _)| id).collect();
+        Ids::new(
+            capacity,
+            u32::try_from(actual.backends.len()).unwrap_or(u32::MAX),
+            free,
+        )
+    }
+
+    /// Brings one Service into force; without ports it is removed.
+    pub fn update<T: Target>(
+        &mut self,
+        name: &ObjectName,
+        ports: Vec<DesiredPort>,
+        target: &mut T,
+    ) -> Report {
+        self.apply([(name.clone(), ports)], target)
+    }
+
+    /// Removes one Service.
+    pub fn remove<T: Target>(&mut self, name: &ObjectName, target: &mut T) -> Report {
+        self.update(name, Vec::new(), target)
+    }
+
+    /// Brings a batch of Services into force; those without ports are removed. The order within
+    /// the batch decides nothing; of two versions of one Service the last counts.
+    ///
+    /// Ports differ in name, protocol or family (rule R5), as [`crate::desired::compile`] has it.
+    pub fn apply<T: Target>(
+        &mut self,
+        changes: impl IntoIterator<Item = (ObjectName, Vec<DesiredPort>)>,
+        target: &mut T,
+    ) -> Report {
+        let mut names = Vec::new();
+        for (name, ports) in changes {
+            self.unclaimed.remove(&name);
+            self.stop_waiting(&name);
+            self.pending.insert(
+                name.clone(),
+                Pending {
+                    desired: ports.into(),
+                    refusal: None,
+                },
+            );
+            names.push(name);
+        }
+        self.run(names, target)
+    }
+
+    /// Removes the Services that a predecessor left and nobody asked for since. To be called once,
+    /// after the first complete pass over all Services (rule R7).
+    pub fn finish_start<T: Target>(&mut self, target: &mut T) -> Report {
+        let gone = std::mem::take(&mut self.unclaimed);
+        self.apply(gone.into_iter().map(|name| (name, Vec::new())), target)
+    }
+
+    /// Tries again what is pending.
+    pub fn retry<T: Target>(&mut self, target: &mut T) -> Report {
+        self.run(self.pending.keys().cloned().collect(), target)
+    }
+
+    /// Every Service that is not in force as desired, and why, ordered by name.
+    pub fn problems(&self) -> Vec<Problem> {
+        let problem = |(name, pending): (&ObjectName, &Pending)| {
+            let message = pending.refusal.as_ref()?.to_string();
+            Some(Problem {
+                subject: format!("Service {name}"),
+                message,
+            })
+        };
+        let damaged = (!self.repairs.is_empty()).then(|| Problem {
+            subject: "maps".to_owned(),
+            message: format!(
+                "{} damaged entries are still to be removed",
+                self.repairs.len()
+            ),
+        });
+        damaged
+            .into_iter()
+            .chain(self.pending.iter().filter_map(problem))
+            .collect()
+    }
+
+    fn run<T: Target>(&mut self, names: Vec<ObjectName>, target: &mut T) -> Report {
+        let mut writer = Writer {
+            target,
+            n_writes: 0,
+        };
+        self.repair(&mut writer);
+        let mut published = Vec::new();
+        for name in self.with_heirs(names) {
+            self.stop_waiting(&name);
+            match self.publish(&name, &mut writer) {
+                Ok(plan) => published.push((name, plan)),
+                Err(refusal) => self.refuse(&name, refusal),
+            }
+            self.rest_left_blocks();
+        }
+        for (name, plan) in published {
+            match self.withdraw(&name, &plan, &mut writer) {
+                Ok(()) => self.settle_service(&name, plan),
+                Err(refusal) => self.refuse(&name, refusal),
+            }
+            self.rest_left_blocks();
+        }
+        Report {
+            n_writes: writer.n_writes,
+            n_pending: self.pending.len(),
+        }
+    }
+
+    /// The Services to be published, in order of their names: these and all who wait for a
+    /// frontend that one of them gives up.
+    fn with_heirs(&self, mut names: Vec<ObjectName>) -> BTreeSet<ObjectName> {
+        let mut all = BTreeSet::new();
+        while let Some(name) = names.pop() {
+            if !self.waiting.is_empty() {
+                names.extend(
+                    self.heirs(&name)
+                        .filter(|heir| !all.contains(*heir))
+                        .cloned(),
+                );
+            }
+            all.insert(name);
+        }
+        all
+    }
+
+    fn heirs(&self, name: &ObjectName) -> impl Iterator<Item = &ObjectName> {
+        let ports = self
+            .actual
+            .ids_of(name)
+            .iter()
+            .filter_map(|&id| self.actual.port(id));
+        ports
+            .flat_map(|port| port.frontends.iter().map(move |key| (port, key)))
+            .filter_map(|(port, key)| Some((port, key, self.waiting.get(key)?)))
+            .filter(|(port, key, _)| !self.keeps(port, key))
+            .flat_map(|(_, _, heirs)| heirs)
+    }
+
+    /// All that could be done for a Service is done.
+    fn settle_service(&mut self, name: &ObjectName, plan: Plan) {
+        if plan.clashes.is_empty() {
+            self.pending.remove(name);
+            return;
+        }
+        for clash in &plan.clashes {
+            self.waiting
+                .entry(clash.key)
+                .or_default()
+                .insert(name.clone());
+        }
+        self.refuse(name, Refusal::Taken(plan.clashes));
+    }
+
+    fn refuse(&mut self, name: &ObjectName, refusal: Refusal) {
+        if let Some(pending) = self.pending.get_mut(name) {
+            pending.refusal = Some(refusal);
+        }
+    }
+
+    fn stop_waiting(&mut self, name: &ObjectName) {
+        let refusal = self
+            .pending
+            .get(name)
+            .and_then(|pending| pending.refusal.as_ref());
+        let Some(Refusal::Taken(clashes)) = refusal else {
+            return;
+        };
+        for clash in clashes {
+            if let Some(names) = self.waiting.get_mut(&clash.key) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.waiting.remove(&clash.key);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What it takes to bring one Service from what is in force to what is desired.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proxy_common::abi::{Frontend, FrontendKey};
+
+use super::Sync;
+use super::actual::{HeldPort, service_name};
+use super::blocks::Block;
+use super::refusal::{Clash, Refusal};
+use crate::desired::{DesiredFrontend, DesiredPort};
+use crate::model::ObjectName;
+
+/// A Service's ports with all that was found or set aside for them.
+pub(super) struct Plan {
+    pub(super) desired: Arc<[DesiredPort]>,
+    pub(super) ports: Vec<PortPlan>,
+    /// Frontends that the Service can't have.
+    pub(super) clashes: Vec<Clash>,
+}
+
+/// One service port.
+pub(super) struct PortPlan {
+    /// Index into [`Plan::desired`].
+    pub(super) index: usize,
+    /// Its id, if it has one.
+    pub(super) service: Option<u32>,
+    /// The frontends that it can have.
+    pub(super) frontends: Vec<DesiredFrontend>,
+    /// The id of each desired backend, if it has one.
+    pub(super) ids: Vec<Option<u32>>,
+    /// Where its slots are or will be.
+    pub(super) block: Block,
+    /// Whether the block was set aside by this plan.
+    pub(super) is_new_block: bool,
+}
+
+impl PortPlan {
+    /// The entry of a frontend once all of the port has its ids.
+    pub(super) fn value(
+        &self,
+        service: u32,
+        desired: &DesiredPort,
+        of: &DesiredFrontend,
+    ) -> Frontend {
+        Frontend {
+            service,
+            flags: of.flags,
+            first_slot: self.block.first,
+            n_local: desired.n_local,
+            cluster_offset: desired.cluster_offset,
+            n_cluster: desired.n_cluster,
+            affinity_seconds: desired.affinity_seconds,
+        }
+    }
+}
+
+impl Sync {
+    /// Plans a Service as a whole: if one of its ports does not fit, nothing is set aside.
+    pub(super) fn plan(
+        &mut self,
+        owner: &ObjectName,
+        desired: Arc<[DesiredPort]>,
+    ) -> Result<Plan, Refusal> {
+        let mut plan = Plan {
+            desired: Arc::clone(&desired),
+            ports: vec![],
+            clashes: vec![],
+        };
+        let mut granted = BTreeSet::new();
+        for (index, port) in desired.iter().enumerate() {
+            let service = self.actual.find_port(owner, port);
+            if service.is_none() {
+                service_name(owner, port)?;
+            }
+            let (frontends, clashes) = self.grant(owner, service, port, &mut granted);
+            plan.clashes.extend(clashes);
+            if !frontends.is_empty() {
+                plan.ports
+                    .push(self.plan_port(index, service, port, frontends));
+            }
+        }
+        self.check_room(&plan.ports)?;
+        self.set_blocks_aside(&mut plan.ports)?;
+        Ok(plan)
+    }
+
+    /// The frontends that a port can have, those that nobody else has and keeps, and the others.
+    fn grant(
+        &self,
+        owner: &ObjectName,
+        service: Option<u32>,
+        port: &DesiredPort,
+        granted: &mut BTreeSet<FrontendKey>,
+    ) -> (Vec<DesiredFrontend>, Vec<Clash>) {
+        let (mut frontends, mut clashes) = (Vec::with_capacity(port.frontends.len()), vec![]);
+        for &frontend in &port.frontends {
+            let key = frontend.key;
+            match self.rival(service, &key) {
+                Some(rival) => clashes.push(Clash {
+                    key,
+                    rival: rival.owner.clone(),
+                }),
+                None if granted.insert(key) => frontends.push(frontend),
+                None => clashes.push(Clash {
+                    key,
+                    rival: owner.clone(),
+                }),
+            }
+        }
+        (frontends, clashes)
+    }
+
+    /// The port of another name that has a frontend and keeps it: whoever has it in force goes
+    /// first, so that no newcomer can take what others use.
+    fn rival(&self, service: Option<u32>, key: &FrontendKey) -> Option<&HeldPort> {
+        let holder = self.actual.frontends.get(key)?.service;
+        if Some(holder) == service {
+            return None;
+        }
+        self.actual
+            .port(holder)
+            .filter(|port| self.keeps(port, key))
+    }
+
+    /// Whether a port that has a frontend wants it in the latest desired version, too.
+    pub(super) fn keeps(&self, port: &HeldPort, key: &FrontendKey) -> bool {
+        let Some(pending) = self.pending.get(&port.owner) else {
+            return true;
+        };
+        let same_port = pending.desired.iter().filter(|desired| port.is(desired));
+        same_port
+            .flat_map(|desired| &desired.frontends)
+            .any(|frontend| frontend.key == *key)
+    }
+
+    fn plan_port(
+        &self,
+        index: usize,
+        service: Option<u32>,
+        desired: &DesiredPort,
+        frontends: Vec<DesiredFrontend>,
+    ) -> PortPlan {
+        let held = service.and_then(|id| self.actual.port(id));
+        let find = |socket| held.and_then(|port| self.actual.find_backend(port, socket));
+        let ids: Vec<Option<u32>> = desired
+            .backends
+            .iter()
+            .map(|backend| find((backend.addr, backend.port)))
+            .collect();
+        let len = desired.n_slots();
+        let in_slots: Option<Vec<u32>> = ids.iter().take(len as usize).copied().collect();
+        let in_force = match (held, in_slots) {
+            _ if len == 0 => Some(0),
+            (Some(port), Some(ids)) => self.actual.find_block(port, &ids),
+            (None, _) | (_, None) => None,
+        };
+        let block = Block {
+            first: in_force.unwrap_or(0),
+            len,
+        };
+        PortPlan {
+            index,
+            service,
+            frontends,
+            ids,
+            block,
+            is_new_block: in_force.is_none(),
+        }
+    }
+
+    fn check_room(&self, ports: &[PortPlan]) -> Result<(), Refusal> {
+        let n_services = ports.iter().filter(|port| port.service.is_none()).count();
+        let n_backends = ports
+            .iter()
+            .flat_map(|port| &port.ids)
+            .filter(|id| id.is_none())
+            .count();
+        let frontends = ports.iter().flat_map(|port| &port.frontends);
+        let n_frontends = frontends
+            .filter(|it| !self.actual.frontends.contains_key(&it.key))
+            .count();
+        let used = self.actual.frontends.len() + self.repairs.len();
+        let free = (self.capacity.frontends as usize).saturating_sub(used);
+        fits(
+            "SERVICES",
+            n_services,
+            self.service_ids.available(),
+            "--max-services",
+        )?;
+        fits(
+            "BACKENDS",
+            n_backends,
+            self.backend_ids.available(),
+            "--max-backends",
+        )?;
+        fits("FRONTENDS", n_frontends, free, "--max-frontends")
+    }
+
+    fn set_blocks_aside(&mut self, ports: &mut [PortPlan]) -> Result<(), Refusal> {
+        for index in 0..ports.len() {
+            let len = ports[index].block.len;
+            if !ports[index].is_new_block {
+                continue;
+            }
+            match self.blocks.take(len) {
+                Some(first) => ports[index].block.first = first,
+                None => {
+                    let free = self.blocks.longest();
+                    let aside = ports[..index].iter().filter(|port| port.is_new_block);
+                    aside.for_each(|port| self.blocks.put_back(port.block));
+                    return Err(Refusal::NoBlock { needed: len, free });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn fits(
+    map: &'static str,
+    needed: usize,
+    free: usize,
+    setting: &'static str,
+) -> Result<(), Refusal> {
+    if needed <= free {
+        Ok(())
+    } else {
+        Err(Refusal::Full {
+            map,
+            needed,
+            free,
+            setting,
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! Why a Service is not in force as desired.
+
+use std::error::Error;
+use std::fmt;
+
+use proxy_common::abi::FrontendKey;
+
+use super::dump::describe;
+use super::target::Write;
+use crate::model::ObjectName;
+
+/// The reason, worded for an administrator.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// A map has no room; the Service stays as it was.
+    #[error("map {map} is full: {needed} more entries needed, {free} free; raise {setting}")]
+    Full {
+        map: &'static str,
+        needed: usize,
+        free: usize,
+        setting: &'static str,
+    },
+    /// No run of slots is long enough; the Service stays as it was.
+    #[error(
+        "map SLOTS is full: {needed} consecutive entries needed, at most {free} free in one \
+         piece; raise --max-slots"
+    )]
+    NoBlock { needed: u32, free: u32 },
+    /// `SERVICES` can't hold the name.
+    #[error(
+        "field metadata.name: namespace, name and port name have {length} bytes together, \
+         at most {} are possible",
+        proxy_common::abi::ServiceName::CAPACITY
+    )]
+    LongName { length: usize },
+    /// The target failed.
+    #[error("map {map}: write failed: {cause}")]
+    Write { map: &'static str, cause: String },
+    /// Others have its frontends. The rest of the Service is in force.
+    #[error("{}", list(.0))]
+    Taken(Vec<Clash>),
+}
+
+/// A frontend that two Services claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Clash {
+    pub(super) key: FrontendKey,
+    /// Who has it in force.
+    pub(super) rival: ObjectName,
+}
+
+impl fmt::Display for Clash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} belongs to Service {} already",
+            describe(&self.key),
+            self.rival
+        )
+    }
+}
+
+fn list(clashes: &[Clash]) -> String {
+    clashes
+        .iter()
+        .map(Clash::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+impl Refusal {
+    pub(super) const SERVICES_FULL: Self = Self::Full {
+        map: "SERVICES",
+        needed: 1,
+        free: 0,
+        setting: "--max-services",
+    };
+    pub(super) const BACKENDS_FULL: Self = Self::Full {
+        map: "BACKENDS",
+        needed: 1,
+        free: 0,
+        setting: "--max-backends",
+    };
+
+    pub(super) fn write(write: &Write, error: &dyn Error) -> Self {
+        Self::Write {
+            map: map_of(write),
+            cause: chain(error),
+        }
+    }
+
+    /// Whether a grace period may make the room that lacks.
+    pub(super) fn is_curable(&self) -> bool {
+        match self {
+            Self::Full { map, .. } => *map != "FRONTENDS",
+            Self::NoBlock { .. } => true,
+            Self::LongName { .. } | Self::Write { .. } | Self::Taken(_) => false,
+        }
+    }
+}
+
+fn map_of(write: &Write) -> &'static str {
+    match write {
+        Write::Service { .. } | Write::RemoveService { .. } => "SERVICES",
+        Write::Backend { .. } => "BACKENDS",
+        Write::Slots { .. } => "SLOTS",
+        Write::Frontend { .. } | Write::RemoveFrontend { .. } => "FRONTENDS",
+    }
+}
+
+/// The error and what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

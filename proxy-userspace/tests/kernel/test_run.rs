@@ -1,0 +1,435 @@
+//! The compiled programs against the host library: the same packets, the same maps, byte for byte.
+//!
+//! The programs are loaded once, and the maps cleared between scenes: a load costs a quarter of a
+//! second on an emulated machine.
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Write as _};
+
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::time::{ClockId, clock_gettime};
+use proxy_common::abi::{
+    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, ServiceCounters, Settings, Side, Verdict,
+};
+use proxy_common::datapath::crc32c;
+use proxy_common::testing::{Memory, Scene, Skb, Step, decide, difference, scenes};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BEELINE_BPF_OBJECT"));
+
+/// Entries of each map: no scene needs more, and the maps of all kernel tests count together.
+const ENTRIES: u32 = 4_096;
+
+/// The longest frame for a test run: what fits into a page beside the kernel's own.
+const LONGEST: usize = 3_000;
+
+/// The shortest frame that every kernel takes for a test run: an Ethernet and an IPv6 header.
+/// Some refuse shorter ones.
+const SHORTEST: usize = 54;
+
+/// A map type as aya wants it.
+#[derive(Clone, Copy, PartialEq)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+// SAFETY: the same layout as `T`, which is plain data without padding.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
+
+#[test]
+fn programs_decide_as_the_host_library_does() {
+    let mut kernel = Kernel::load();
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    for scene in scenes() {
+        if let Err(failure) = play(&mut kernel, scene, &mut tally) {
+            failures.push(failure);
+        }
+    }
+    println!(
+        "{} packets in {} scenes; left out: {} whose checksum is left to the device, {} shorter \
+         or longer than a test run takes",
+        tally.packets, tally.scenes, tally.partial, tally.length
+    );
+    assert!(
+        failures.is_empty(),
+        "{} scenes\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+    let counted: u64 = kernel
+        .outcomes
+        .iter()
+        .map(|counts| counts.expect("a verdict").iter().sum::<u64>())
+        .sum();
+    assert_eq!(counted, tally.packets.into(), "each packet is counted once");
+    assert!(tally.packets > 1_000, "too few packets");
+}
+
+/// What was played, and what could not be.
+#[derive(Default)]
+struct Tally {
+    scenes: u32,
+    packets: u32,
+    partial: u32,
+    length: u32,
+}
+
+/// Plays a scene in both places. A packet that the kernel cannot be given is left out in both.
+fn play(kernel: &mut Kernel, scene: Scene, tally: &mut Tally) -> Result<(), String> {
+    let Scene {
+        name,
+        mut memory,
+        steps,
+    } = scene;
+    tally.scenes += 1;
+    kernel.clear();
+    kernel.install(&memory);
+    for (number, step) in steps.iter().enumerate() {
+        match step {
+            Step::Packet {
+                is_partial: true, ..
+            } => tally.partial += 1,
+            Step::Packet { side, packet, .. } => {
+                let Some(crossed) = kernel.run(*side, packet) else {
+                    tally.length += 1;
+                    continue;
+                };
+                tally.packets += 1;
+                compare(kernel, &memory, *side, packet, crossed)
+                    .map_err(|wrong| format!("{name}, step {number}: {wrong}"))?;
+            }
+            Step::Advance(nanoseconds) => {
+                memory.advance(*nanoseconds);
+                kernel.age(*nanoseconds);
+            }
+            Step::Change(change) => {
+                change(&mut memory);
+                kernel.change(&memory);
+            }
+            // The host has been checked; here everything is compared with the host.
+            Step::Check(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Action and packet as a program left them.
+type Crossed = (i32, Vec<u8>);
+
+/// Sends a packet across the edge on the host, too, and compares all that there is.
+fn compare(
+    kernel: &mut Kernel,
+    memory: &Memory,
+    side: Side,
+    packet: &[u8],
+    (action, got): Crossed,
+) -> Result<(), String> {
+    let mut skb = Skb::new(packet.to_vec());
+    let verdict = decide(side, &mut skb, memory);
+    let expected = action_of(verdict);
+    if action != expected {
+        return Err(format!("{verdict:?}: action {action}, not {expected}"));
+    }
+    if got != skb.bytes {
+        return Err(format!("{verdict:?}: {}", difference(&skb.bytes, &got)));
+    }
+    kernel
+        .compare_outcome(verdict)
+        .and_then(|()| kernel.compare(memory))
+        .map_err(|wrong| format!("{verdict:?}: {wrong}"))
+}
+
+/// What the kernel is told to do with a packet (`linux/pkt_cls.h`): go on with the next program
+/// (-1), drop (2), redirect (7).
+fn action_of(verdict: Verdict) -> i32 {
+    match verdict {
+        returned if returned.is_returned() => 7,
+        Verdict::Pass(_) | Verdict::Rewrite(_) => -1,
+        Verdict::Reply(_) | Verdict::Drop(_) => 2,
+    }
+}
+
+/// The programs and their maps.
+struct Kernel {
+    bpf: Ebpf,
+    frontends: BpfHashMap<MapData, Raw<FrontendKey>, Raw<Frontend>>,
+    slots: Array<MapData, u32>,
+    backends: Array<MapData, Raw<Backend>>,
+    settings: Array<MapData, Raw<Settings>>,
+    flows: BpfHashMap<MapData, Raw<FlowKey>, Raw<Flow>>,
+    affinity: BpfHashMap<MapData, Raw<AffinityKey>, Raw<Affinity>>,
+    fragments: BpfHashMap<MapData, Raw<FragmentKey>, Raw<FragmentPorts>>,
+    counters: PerCpuArray<MapData, Raw<ServiceCounters>>,
+    outcomes: PerCpuArray<MapData, u64>,
+    /// What `outcomes` should hold: verdicts since the programs were loaded.
+    expected_outcomes: HashMap<u32, u64>,
+}
+
+impl Kernel {
+    /// Loads the programs and fills what no scene changes. Nothing is pinned or attached.
+    fn load() -> Self {
+        // Before 5.11 maps count against this limit; later it may be out of reach.
+        let _raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_max_entries(name, ENTRIES);
+        }
+        let mut bpf = loader.load(OBJECT).expect("the object loads");
+        for name in ["pod_ingress", "pod_egress"] {
+            let program = bpf.program_mut(name).expect("the program is there");
+            let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+            program.load().expect("the verifier accepts it");
+        }
+        let mut shifts: Array<_, u32> = map(&mut bpf, "CRC_SHIFTS");
+        for (len, shift) in (0..ENTRIES).zip(crc32c::shifts()) {
+            shifts.set(len, shift, 0).expect("an entry for each length");
+        }
+        Self {
+            frontends: map(&mut bpf, "FRONTENDS"),
+            slots: map(&mut bpf, "SLOTS"),
+            backends: map(&mut bpf, "BACKENDS"),
+            settings: map(&mut bpf, "SETTINGS"),
+            flows: map(&mut bpf, "FLOWS"),
+            affinity: map(&mut bpf, "AFFINITY"),
+            fragments: map(&mut bpf, "FRAGMENTS"),
+            counters: map(&mut bpf, "SERVICE_COUNTERS"),
+            outcomes: map(&mut bpf, "OUTCOMES"),
+            expected_outcomes: HashMap::new(),
+            bpf,
+        }
+    }
+
+    /// Runs the program of a side. `None`: this kernel does not run packets of such a length.
+    fn run(&self, side: Side, packet: &[u8]) -> Option<Crossed> {
+        if packet.len() > LONGEST {
+            return None;
+        }
+        let name = match side {
+            Side::Ingress => "pod_ingress",
+            Side::Egress => "pod_egress",
+        };
+        let program = self.bpf.program(name).expect("the program is there");
+        let program: &SchedClassifier = program.try_into().expect("a classifier");
+        let mut out = vec![0; LONGEST + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..Default::default()
+        };
+        let result = match program.test_run(options) {
+            Err(_) if packet.len() < SHORTEST => return None,
+            result => result.expect("the test run takes place"),
+        };
+        out.truncate(result.data_size_out as usize);
+        Some((result.return_value.cast_signed(), out))
+    }
+
+    /// Empties what packets write.
+    fn clear(&mut self) {
+        empty(&mut self.frontends);
+        empty(&mut self.flows);
+        empty(&mut self.affinity);
+        empty(&mut self.fragments);
+        for service in 0..SERVICES {
+            let zero = vec![Raw(ServiceCounters::default()); nr_cpus().expect("CPUs")];
+            let zero = PerCpuValues::try_from(zero).expect("one for each CPU");
+            self.counters.set(service, zero, 0).expect("a service");
+        }
+    }
+
+    /// Writes all maps as they are in memory.
+    fn install(&mut self, memory: &Memory) {
+        self.change(memory);
+        for (key, affinity) in memory.affinity.borrow().iter() {
+            let age = memory.now.get().wrapping_sub(affinity.last_used);
+            let affinity = Affinity {
+                last_used: now().wrapping_sub(age),
+                ..*affinity
+            };
+            self.affinity
+                .insert(Raw(*key), Raw(affinity), 0)
+                .expect("an affinity");
+        }
+    }
+
+    /// Writes the maps that the sync writes, and forgets flows that memory has not.
+    fn change(&mut self, memory: &Memory) {
+        empty(&mut self.frontends);
+        for (key, frontend) in &memory.frontends {
+            self.frontends
+                .insert(Raw(*key), Raw(*frontend), 0)
+                .expect("a frontend");
+        }
+        for (index, slot) in (0..).zip(&memory.slots) {
+            self.slots.set(index, *slot, 0).expect("a slot");
+        }
+        for (id, backend) in (0..).zip(&memory.backends) {
+            self.backends.set(id, Raw(*backend), 0).expect("a backend");
+        }
+        self.settings
+            .set(0, Raw(memory.settings), 0)
+            .expect("the settings");
+        for Raw(key) in keys(&self.flows) {
+            if !memory.flows.borrow().contains_key(&key) {
+                self.flows.remove(&Raw(key)).expect("a flow");
+            }
+        }
+    }
+
+    /// Lets time pass: everything that is remembered is so much older.
+    fn age(&mut self, nanoseconds: u64) {
+        for Raw(key) in keys(&self.flows) {
+            let Raw(mut flow) = self.flows.get(&Raw(key), 0).expect("a flow");
+            flow.created = flow.created.wrapping_sub(nanoseconds);
+            flow.last_seen = flow.last_seen.wrapping_sub(nanoseconds);
+            flow.tick = flow.tick.wrapping_sub(Memory::ticks(nanoseconds));
+            self.flows.insert(Raw(key), Raw(flow), 0).expect("a flow");
+        }
+        for Raw(key) in keys(&self.affinity) {
+            let Raw(mut affinity) = self.affinity.get(&Raw(key), 0).expect("an affinity");
+            affinity.last_used = affinity.last_used.wrapping_sub(nanoseconds);
+            self.affinity
+                .insert(Raw(key), Raw(affinity), 0)
+                .expect("an affinity");
+        }
+    }
+
+    /// Checks that this verdict was counted.
+    fn compare_outcome(&mut self, verdict: Verdict) -> Result<(), String> {
+        let expected = self.expected_outcomes.entry(verdict.index()).or_default();
+        *expected += 1;
+        let counts = self.outcomes.get(&verdict.index(), 0).expect("a verdict");
+        let counted: u64 = counts.iter().sum();
+        if counted == *expected {
+            Ok(())
+        } else {
+            Err(format!("counted {counted} times, not {expected}"))
+        }
+    }
+
+    /// Compares what packets write, but for times: the clocks are two.
+    fn compare(&self, memory: &Memory) -> Result<(), String> {
+        let timeless = |flow: Flow| Flow {
+            tick: 0,
+            created: 0,
+            last_seen: 0,
+            ..flow
+        };
+        same(
+            "FLOWS",
+            &memory.flows.borrow(),
+            &contents(&self.flows),
+            timeless,
+        )?;
+        let timeless = |affinity: Affinity| Affinity {
+            last_used: 0,
+            ..affinity
+        };
+        same(
+            "AFFINITY",
+            &memory.affinity.borrow(),
+            &contents(&self.affinity),
+            timeless,
+        )?;
+        let as_it_is = |ports: FragmentPorts| ports;
+        same(
+            "FRAGMENTS",
+            &memory.fragments.borrow(),
+            &contents(&self.fragments),
+            as_it_is,
+        )?;
+        for service in 0..SERVICES {
+            let expected = memory
+                .counters
+                .borrow()
+                .get(&service)
+                .copied()
+                .unwrap_or_default();
+            let counted = self.counters.get(&service, 0).expect("a service");
+            let mut total = ServiceCounters::default();
+            counted.iter().for_each(|Raw(counters)| total += *counters);
+            if total != expected {
+                return Err(format!("service {service}: {total:?}, not {expected:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The maps that are made smaller.
+const MAPS: [&str; 8] = [
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "SERVICES",
+    "FLOWS",
+    "AFFINITY",
+    "FRAGMENTS",
+    "CRC_SHIFTS",
+];
+
+/// No scene has a service id as high as this.
+const SERVICES: u32 = 8;
+
+/// Takes a map out of the object.
+fn map<T: TryFrom<aya::maps::Map, Error: Debug>>(bpf: &mut Ebpf, name: &str) -> T {
+    let map = bpf.take_map(name).expect("the map is there");
+    T::try_from(map).expect("a map of its kind")
+}
+
+fn keys<K: bytemuck::Pod, V: bytemuck::Pod>(
+    map: &BpfHashMap<MapData, Raw<K>, Raw<V>>,
+) -> Vec<Raw<K>> {
+    map.keys().map(|key| key.expect("a key")).collect()
+}
+
+fn empty<K: bytemuck::Pod, V: bytemuck::Pod>(map: &mut BpfHashMap<MapData, Raw<K>, Raw<V>>) {
+    for key in keys(map) {
+        map.remove(&key).expect("an entry");
+    }
+}
+
+fn contents<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
+    map: &BpfHashMap<MapData, Raw<K>, Raw<V>>,
+) -> HashMap<K, V> {
+    map.iter()
+        .map(|entry| {
+            let (Raw(key), Raw(value)) = entry.expect("an entry");
+            (key, value)
+        })
+        .collect()
+}
+
+/// Compares two maps, values as `reduce` leaves them.
+fn same<K: Debug + Eq + std::hash::Hash, V: Copy + Debug + PartialEq>(
+    name: &str,
+    expected: &HashMap<K, V>,
+    got: &HashMap<K, V>,
+    reduce: impl Fn(V) -> V,
+) -> Result<(), String> {
+    let mut text = String::new();
+    for (key, value) in expected {
+        let found = got.get(key).map(|value| reduce(*value));
+        if found != Some(reduce(*value)) {
+            write!(text, "\n{key:?}: {found:?}, not {value:?}").expect("a string takes all");
+        }
+    }
+    for key in got.keys().filter(|key| !expected.contains_key(key)) {
+        write!(text, "\n{key:?}: should not be there").expect("a string takes all");
+    }
+    if text.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("map {name}: {text}"))
+    }
+}
+
+/// Nanoseconds of the clock that the programs read.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock");
+    std::time::Duration::from(now).as_nanos() as u64
+}

@@ -1,0 +1,164 @@
+//! Objects in few words.
+
+use beeline::desired::NodeFacts;
+use beeline::model::{
+    Endpoint, EndpointSlice, Event, Node, ObjectName, Service, ServicePort, SlicePort,
+    TrafficPolicy,
+};
+use proxy_common::abi::{Family, Protocol};
+
+/// The name of the node that everything runs on.
+pub(crate) const HERE: &str = "here";
+
+/// `namespace/name`.
+pub(crate) fn object(text: &str) -> ObjectName {
+    let (namespace, name) = text.split_once('/').unwrap();
+    ObjectName {
+        namespace: namespace.into(),
+        name: name.into(),
+    }
+}
+
+pub(crate) fn facts(zone: Option<&str>) -> NodeFacts {
+    NodeFacts {
+        name: HERE.into(),
+        zone: zone.map(Into::into),
+    }
+}
+
+pub(crate) fn node(zone: Option<&str>) -> Event {
+    let zone = zone.map(Into::into);
+    Event::Node(Node {
+        name: HERE.into(),
+        zone,
+        addresses: vec![],
+        pod_cidrs: vec![],
+    })
+}
+
+/// A Service without ports at these cluster IPs, separated by blanks.
+pub(crate) fn service(name: &str, ips: &str) -> Service {
+    Service {
+        name: object(name),
+        cluster_ips: ips
+            .split_whitespace()
+            .map(|ip| ip.parse().unwrap())
+            .collect(),
+        ports: vec![],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        affinity_seconds: None,
+        health_check_node_port: None,
+    }
+}
+
+/// Ports as `name:number/protocol`, separated by blanks; `:80/TCP` has no name.
+fn ports(text: &str) -> impl Iterator<Item = (&str, u16, Protocol)> {
+    text.split_whitespace().map(|port| {
+        let (name, rest) = port.split_once(':').unwrap();
+        let (number, protocol) = rest.split_once('/').unwrap();
+        (name, number.parse().unwrap(), protocol_named(protocol))
+    })
+}
+
+fn protocol_named(name: &str) -> Protocol {
+    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    all.into_iter()
+        .find(|protocol| protocol.name() == name)
+        .unwrap()
+}
+
+pub(crate) trait Build: Sized {
+    /// Adds ports such as `http:80/TCP`.
+    fn ports(self, text: &str) -> Self;
+    fn event(self) -> Event;
+}
+
+impl Build for Service {
+    fn ports(mut self, text: &str) -> Self {
+        self.ports
+            .extend(ports(text).map(|(name, port, protocol)| ServicePort {
+                name: name.into(),
+                protocol,
+                port,
+                node_port: None,
+            }));
+        self
+    }
+
+    fn event(self) -> Event {
+        Event::Service(self)
+    }
+}
+
+impl Build for EndpointSlice {
+    fn ports(mut self, text: &str) -> Self {
+        self.ports
+            .extend(ports(text).map(|(name, port, protocol)| SlicePort {
+                name: name.into(),
+                protocol,
+                port,
+            }));
+        self
+    }
+
+    fn event(self) -> Event {
+        Event::Slice(self)
+    }
+}
+
+/// The slice `name` of `service`, with no ports; for the endpoints see [`endpoint`].
+pub(crate) fn slice(
+    name: &str,
+    service: &str,
+    family: Family,
+    endpoints: &[&str],
+) -> EndpointSlice {
+    let endpoints = endpoints.iter().map(|line| endpoint(line)).collect();
+    EndpointSlice {
+        name: object(name),
+        service: object(service),
+        family,
+        ports: vec![],
+        endpoints,
+    }
+}
+
+/// `address[@node]`, then any of `unready`, `unserving`, `terminating` (not ready either),
+/// `leaving` (ready and terminating), `zone=z`, `node=n`.
+pub(crate) fn endpoint(line: &str) -> Endpoint {
+    let mut words = line.split(' ');
+    let place = words.next().unwrap();
+    let (address, node) = match place.split_once('@') {
+        Some((address, node)) => (address, Some(node.into())),
+        None => (place, None),
+    };
+    let mut endpoint = Endpoint {
+        address: address.parse().unwrap(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node,
+        zone_hints: vec![],
+        node_hints: vec![],
+    };
+    for word in words {
+        describe(&mut endpoint, word);
+    }
+    endpoint
+}
+
+fn describe(endpoint: &mut Endpoint, word: &str) {
+    match (word, word.split_once('=')) {
+        ("unready", _) => endpoint.ready = false,
+        ("unserving", _) => endpoint.serving = false,
+        ("terminating", _) => (endpoint.ready, endpoint.terminating) = (false, true),
+        ("leaving", _) => endpoint.terminating = true,
+        (_, Some(("zone", zone))) => endpoint.zone_hints.push(zone.into()),
+        (_, Some(("node", node))) => endpoint.node_hints.push(node.into()),
+        _ => panic!("{word}"),
+    }
+}

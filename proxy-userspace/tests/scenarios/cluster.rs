@@ -1,0 +1,134 @@
+//! A daemon without its shells: events in, maps out.
+
+use std::collections::BTreeSet;
+
+use beeline::desired::{DesiredPort, compile};
+use beeline::model::{Affected, Event, ObjectName, World};
+use beeline::sync::{Capacity, Report, Sync, dump};
+use proxy_common::abi::Family;
+
+use super::build::{Build, facts, service, slice};
+use super::maps::{Maps, View, desired_view};
+
+/// Room for everything.
+pub(crate) const ROOMY: Capacity = Capacity {
+    frontends: 64,
+    slots: 1024,
+    backends: 512,
+    services: 64,
+};
+
+pub(crate) struct Cluster {
+    pub(crate) world: World,
+    pub(crate) sync: Sync,
+    pub(crate) maps: Maps,
+    capacity: Capacity,
+}
+
+impl Cluster {
+    pub(crate) fn new(capacity: Capacity) -> Self {
+        let maps = Maps::new(capacity);
+        let sync = Sync::new(capacity, maps.contents());
+        Self {
+            world: World::new(),
+            sync,
+            maps,
+            capacity,
+        }
+    }
+
+    /// Takes in events and brings what they changed into force, in one batch.
+    pub(crate) fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Report {
+        let mut names = BTreeSet::new();
+        for event in events {
+            match self.world.apply(event) {
+                Affected::Nothing => {}
+                Affected::Services(some) => names.extend(some),
+                Affected::All => names.extend(self.names()),
+            }
+        }
+        let changes: Vec<_> = names.into_iter().map(|name| self.compiled(name)).collect();
+        self.sync.apply(changes, &mut self.maps)
+    }
+
+    pub(crate) fn retry(&mut self) -> Report {
+        self.sync.retry(&mut self.maps)
+    }
+
+    /// Ends the daemon and starts another on the same maps; yields the writes that it made.
+    pub(crate) fn restart(&mut self) -> usize {
+        self.sync = Sync::new(self.capacity, self.maps.contents());
+        self.first_pass()
+    }
+
+    /// Brings all that is known into force and the start to its end.
+    pub(crate) fn first_pass(&mut self) -> usize {
+        let changes: Vec<_> = self
+            .names()
+            .into_iter()
+            .map(|name| self.compiled(name))
+            .collect();
+        let pass = self.sync.apply(changes, &mut self.maps);
+        pass.n_writes + self.sync.finish_start(&mut self.maps).n_writes
+    }
+
+    /// Deletes everything. Nothing may have been lost on the way: one Service can have all the
+    /// room there is.
+    pub(crate) fn empty_and_fill(&mut self) {
+        let gone: Vec<_> = self.names().into_iter().map(Event::ServiceGone).collect();
+        self.apply(gone);
+        assert!(self.maps.is_empty(), "{}", dump(&self.maps.contents()));
+        self.apply(self.filling());
+        assert_eq!(self.sync.problems(), []);
+        assert_eq!(self.maps.view(), self.desired());
+    }
+
+    fn filling(&self) -> [Event; 2] {
+        let Capacity {
+            frontends,
+            slots,
+            backends,
+            services,
+        } = self.capacity;
+        let address = |index| format!("10.1.{}.{}", index / 250, index % 250);
+        let endpoints: Vec<_> = (0..slots.min(backends)).map(address).collect();
+        let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+        let idle = (1..frontends.min(services)).map(|number| format!(" p{number}:{number}/TCP"));
+        let ports = idle.fold("all:9999/TCP".to_owned(), |ports, port| ports + &port);
+        let all = service("ns/all", "10.96.9.9").ports(&ports);
+        let all_slice = slice("ns/all-1", "ns/all", Family::Ipv4, &endpoints).ports("all:80/TCP");
+        [all.event(), all_slice.event()]
+    }
+
+    /// What packets should see if every Service were in force; of two that claim the same
+    /// frontend the last by name.
+    pub(crate) fn desired(&self) -> View {
+        let names = self.names();
+        names
+            .into_iter()
+            .flat_map(|name| self.desired_of(&name))
+            .collect()
+    }
+
+    /// What packets should see of one Service.
+    pub(crate) fn desired_of(&self, name: &ObjectName) -> View {
+        desired_view(name, &self.compiled(name.clone()).1)
+    }
+
+    pub(crate) fn names(&self) -> Vec<ObjectName> {
+        self.world
+            .services()
+            .map(|(service, _)| service.name.clone())
+            .collect()
+    }
+
+    fn compiled(&self, name: ObjectName) -> (ObjectName, Vec<DesiredPort>) {
+        let mut node = facts(None);
+        node.zone = self.world.zone().cloned();
+        let ports = match self.world.service(&name) {
+            Some((service, slices)) => compile(service, slices, &node),
+            None => vec![],
+        };
+        (name, ports)
+    }
+}

@@ -1,0 +1,9 @@
+//! The control plane from events to map contents, without a kernel.
+
+mod build;
+mod cluster;
+mod maps;
+mod properties;
+mod rules;
+mod text;
+mod writes;

@@ -1,0 +1,299 @@
+//! Maps in memory that check every write, and what a packet would see in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use beeline::desired::{DesiredBackend, DesiredPort};
+use beeline::model::ObjectName;
+use beeline::sync::{Capacity, Contents, Target, Write};
+use proxy_common::abi::{Addr, Backend, Frontend, FrontendFlags, FrontendKey, Port, ServiceName};
+
+/// What a packet to one frontend would see: everything that decides about it, without ids.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Seen {
+    pub(crate) service: String,
+    pub(crate) flags: FrontendFlags,
+    pub(crate) affinity_seconds: u32,
+    pub(crate) local: Vec<SocketAddr>,
+    pub(crate) cluster: Vec<SocketAddr>,
+}
+
+/// What packets would see, by frontend.
+pub(crate) type View = BTreeMap<FrontendKey, Seen>;
+
+/// What packets should see of a Service.
+pub(crate) fn desired_view(name: &ObjectName, ports: &[DesiredPort]) -> View {
+    let pairs = ports
+        .iter()
+        .flat_map(|port| port.frontends.iter().map(move |it| (port, it)));
+    pairs
+        .map(|(port, frontend)| {
+            let cluster = port.cluster_offset as usize..port.n_slots() as usize;
+            let colon = if port.name.is_empty() { "" } else { ":" };
+            let seen = Seen {
+                service: format!("{name}{colon}{}", port.name),
+                flags: frontend.flags,
+                affinity_seconds: port.affinity_seconds,
+                local: port.backends[..port.n_local as usize]
+                    .iter()
+                    .map(desired_socket)
+                    .collect(),
+                cluster: port.backends[cluster].iter().map(desired_socket).collect(),
+            };
+            (frontend.key, seen)
+        })
+        .collect()
+}
+
+fn desired_socket(backend: &DesiredBackend) -> SocketAddr {
+    socket(backend.addr, backend.port)
+}
+
+fn socket(addr: Addr, port: Port) -> SocketAddr {
+    SocketAddr::new(addr.into(), port.number())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel said no")]
+pub(crate) struct Refused;
+
+/// The four maps. A write that breaks the order, reuses what a running program may hold, or
+/// exceeds a map's size is a failed assertion.
+#[derive(Clone)]
+pub(crate) struct Maps {
+    capacity: Capacity,
+    services: BTreeMap<u32, ServiceName>,
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    slots: Vec<u32>,
+    backends: Vec<Backend>,
+    /// What programs that began before the next grace period may hold.
+    held_slots: BTreeSet<u32>,
+    held_backends: BTreeSet<u32>,
+    held_services: BTreeSet<u32>,
+    /// Every write that was carried out.
+    pub(crate) log: Vec<Write>,
+    /// The contents after each of them, if asked for.
+    pub(crate) history: Option<Vec<Maps>>,
+    pub(crate) n_grace_periods: usize,
+    /// Whether the next writes fail, one after the other; then none does.
+    pub(crate) faults: Vec<bool>,
+}
+
+impl Maps {
+    pub(crate) fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            services: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            slots: vec![0; capacity.slots as usize],
+            backends: vec![bytemuck::Zeroable::zeroed(); capacity.backends as usize],
+            held_slots: BTreeSet::new(),
+            held_backends: BTreeSet::new(),
+            held_services: BTreeSet::new(),
+            log: vec![],
+            history: None,
+            n_grace_periods: 0,
+            faults: vec![],
+        }
+    }
+
+    /// Maps that somebody else has written to.
+    pub(crate) fn holding(capacity: Capacity, contents: Contents) -> Self {
+        Self {
+            services: contents.services.into_iter().collect(),
+            frontends: contents.frontends.into_iter().collect(),
+            slots: contents.slots,
+            backends: contents.backends,
+            ..Self::new(capacity)
+        }
+    }
+
+    pub(crate) fn contents(&self) -> Contents {
+        Contents {
+            services: self.services.clone().into_iter().collect(),
+            frontends: self.frontends.clone().into_iter().collect(),
+            slots: self.slots.clone(),
+            backends: self.backends.clone(),
+        }
+    }
+
+    /// Fails where a frontend does not lead to live backends of its own service port.
+    pub(crate) fn view(&self) -> View {
+        self.frontends
+            .iter()
+            .map(|(key, value)| (*key, self.seen(value)))
+            .collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+            && self.services.is_empty()
+            && self.backends.iter().all(|backend| backend.state == 0)
+    }
+
+    fn seen(&self, value: &Frontend) -> Seen {
+        let socket = |slot: u32| {
+            let backend = self.backends[self.slots[slot as usize] as usize];
+            assert_ne!(
+                backend.state, 0,
+                "a frontend leads to a backend that is gone"
+            );
+            assert_ne!(backend.generation, 0, "a life begins with generation 0");
+            assert_eq!(
+                backend.service, value.service,
+                "a frontend leads to another's backend"
+            );
+            socket(backend.addr, backend.port)
+        };
+        let cluster = value.first_slot + value.cluster_offset;
+        Seen {
+            service: self.services[&value.service].text().to_owned(),
+            flags: value.flags,
+            affinity_seconds: value.affinity_seconds,
+            local: (value.first_slot..value.first_slot + value.n_local)
+                .map(socket)
+                .collect(),
+            cluster: (cluster..cluster + value.n_cluster).map(socket).collect(),
+        }
+    }
+
+    /// Slots that frontends name.
+    fn slots_in_force(&self) -> BTreeSet<u32> {
+        self.frontends.values().flat_map(slots_of).collect()
+    }
+
+    fn backends_in_force(&self) -> BTreeSet<u32> {
+        self.slots_in_force()
+            .into_iter()
+            .map(|slot| self.slots[slot as usize])
+            .collect()
+    }
+
+    fn put_service(&mut self, id: u32, name: ServiceName) {
+        assert!(id < self.capacity.services, "SERVICES: no such id");
+        assert!(
+            !self.held_services.contains(&id),
+            "a service id is reused too early"
+        );
+        assert!(
+            self.services.insert(id, name).is_none(),
+            "a service id is used twice"
+        );
+    }
+
+    fn put_backend(&mut self, id: u32, new: Backend) {
+        let old = self.backends[id as usize];
+        match (old.state, new.state) {
+            (0, 0) => panic!("a backend goes twice"),
+            (0, _) => {
+                assert!(
+                    !self.held_backends.contains(&id),
+                    "a backend id is reused too early"
+                );
+                assert_eq!(new.generation, old.generation.max(1), "a life's generation");
+            }
+            (_, 0) => {
+                assert_eq!(new.generation, old.generation + 1, "the next generation");
+                assert!(
+                    !self.backends_in_force().contains(&id),
+                    "a backend in force goes"
+                );
+                self.held_backends.insert(id);
+            }
+            (_, _) => {
+                let identity = |it: Backend| (it.addr, it.port, it.service, it.generation);
+                assert_eq!(
+                    identity(new),
+                    identity(old),
+                    "an id changes hands in mid-life"
+                );
+            }
+        }
+        self.backends[id as usize] = new;
+    }
+
+    fn put_slots(&mut self, first: u32, ids: &[u32]) {
+        assert!(!ids.is_empty(), "no slots");
+        let in_force = self.slots_in_force();
+        for (slot, &id) in (first..).zip(ids) {
+            assert!(!in_force.contains(&slot), "a block in force is overwritten");
+            assert!(
+                !self.held_slots.contains(&slot),
+                "a block is reused too early"
+            );
+            self.slots[slot as usize] = id;
+        }
+    }
+
+    fn put_frontend(&mut self, key: FrontendKey, value: Option<Frontend>) {
+        let old = match value {
+            Some(value) => self.frontends.insert(key, value),
+            None => Some(
+                self.frontends
+                    .remove(&key)
+                    .expect("a frontend is removed twice"),
+            ),
+        };
+        assert_ne!(old, value, "a write that changes nothing");
+        assert!(
+            self.frontends.len() <= self.capacity.frontends as usize,
+            "FRONTENDS: full"
+        );
+        self.held_slots.extend(old.iter().flat_map(slots_of));
+    }
+
+    fn remove_service(&mut self, id: u32) {
+        assert!(
+            self.services.remove(&id).is_some(),
+            "a service is removed twice"
+        );
+        assert!(
+            self.frontends.values().all(|it| it.service != id),
+            "frontends lose their service"
+        );
+        let live = self.backends.iter().filter(|backend| backend.state != 0);
+        assert!(
+            live.into_iter().all(|it| it.service != id),
+            "backends lose their service"
+        );
+        self.held_services.insert(id);
+    }
+}
+
+/// The slots that a frontend names; its entry may be damaged.
+fn slots_of(frontend: &Frontend) -> std::ops::Range<u32> {
+    let cluster_end = frontend.cluster_offset.saturating_add(frontend.n_cluster);
+    let len = frontend.n_local.max(cluster_end).min(1 << 16);
+    frontend.first_slot..frontend.first_slot.saturating_add(len)
+}
+
+impl Target for Maps {
+    type Error = Refused;
+
+    fn write(&mut self, write: &Write) -> Result<(), Refused> {
+        if self.faults.pop().unwrap_or(false) {
+            return Err(Refused);
+        }
+        match write {
+            Write::Service { id, name } => self.put_service(*id, *name),
+            Write::Backend { id, backend } => self.put_backend(*id, *backend),
+            Write::Slots { first, ids } => self.put_slots(*first, ids),
+            Write::Frontend { key, value } => self.put_frontend(*key, Some(*value)),
+            Write::RemoveFrontend { key } => self.put_frontend(*key, None),
+            Write::RemoveService { id } => self.remove_service(*id),
+        }
+        self.log.push(write.clone());
+        if let Some(mut history) = self.history.take() {
+            history.push(self.clone());
+            self.history = Some(history);
+        }
+        Ok(())
+    }
+
+    fn grace_period(&mut self) {
+        self.n_grace_periods += 1;
+        self.held_slots.clear();
+        self.held_backends.clear();
+        self.held_services.clear();
+    }
+}

@@ -1,0 +1,303 @@
+//! Which writes are made, when room is short, and what is said about it.
+
+use beeline::model::{EndpointSlice, Event, Service};
+use beeline::sync::{Capacity, Contents, Sync, Write, dump};
+use proxy_common::abi::{BackendState, Family, Port, ServiceName};
+
+use super::build::{Build, object, service, slice};
+use super::cluster::{Cluster, ROOMY};
+use super::maps::Maps;
+
+fn web() -> Service {
+    service("shop/web", "10.96.0.1").ports("http:80/TCP")
+}
+
+fn web_slice(endpoints: &[&str]) -> EndpointSlice {
+    slice("shop/web-1", "shop/web", Family::Ipv4, endpoints).ports("http:8080/TCP")
+}
+
+fn running(capacity: Capacity, endpoints: &[&str]) -> Cluster {
+    let mut cluster = Cluster::new(capacity);
+    cluster.apply([web().event(), web_slice(endpoints).event()]);
+    cluster.maps.log.clear();
+    cluster
+}
+
+/// The last part of each write's name, `Gone` for the end of a backend.
+fn kinds(maps: &Maps) -> Vec<&'static str> {
+    maps.log.iter().map(kind).collect()
+}
+
+fn kind(write: &Write) -> &'static str {
+    match write {
+        Write::Service { .. } => "Service",
+        Write::Backend { backend, .. } if backend.state == BackendState::Gone as u8 => "Gone",
+        Write::Backend { .. } => "Backend",
+        Write::Slots { .. } => "Slots",
+        Write::Frontend { .. } => "Frontend",
+        Write::RemoveFrontend { .. } => "RemoveFrontend",
+        Write::RemoveService { .. } => "RemoveService",
+    }
+}
+
+#[test]
+fn the_new_is_written_before_it_is_reachable_and_the_old_removed_after() {
+    let mut cluster = Cluster::new(ROOMY);
+    cluster.apply([web().event(), web_slice(&["10.0.0.1", "10.0.0.2"]).event()]);
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["Service", "Backend", "Backend", "Slots", "Frontend"]
+    );
+    cluster.maps.log.clear();
+    cluster.apply([web_slice(&["10.0.0.2", "10.0.0.3"]).event()]);
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["Backend", "Slots", "Frontend", "Gone"]
+    );
+    cluster.maps.log.clear();
+    cluster.apply([Event::ServiceGone(object("shop/web"))]);
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["RemoveFrontend", "Gone", "Gone", "RemoveService"]
+    );
+}
+
+#[test]
+fn a_change_of_state_alone_writes_the_backend_alone() {
+    let mut cluster = running(ROOMY, &["10.0.0.1", "10.0.0.2 unready"]);
+    cluster.apply([web_slice(&["10.0.0.1", "10.0.0.2 terminating"]).event()]);
+    assert_eq!(kinds(&cluster.maps), ["Backend"]);
+    cluster.apply([web_slice(&["10.0.0.1 terminating", "10.0.0.2 unready"]).event()]);
+    assert_eq!(kinds(&cluster.maps)[1..], ["Backend", "Backend"]);
+}
+
+#[test]
+fn properties_of_a_frontend_alone_write_the_frontend_alone() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let mut changed = web();
+    changed.affinity_seconds = Some(60);
+    cluster.apply([changed.event()]);
+    assert_eq!(kinds(&cluster.maps), ["Frontend"]);
+}
+
+#[test]
+fn r162_a_cluster_ip_changes_hands_by_one_write() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let heir = service("shop/heir", "10.96.0.1").ports("http:80/TCP");
+    cluster.apply([Event::ServiceGone(object("shop/web")), heir.event()]);
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["Service", "Frontend", "Gone", "RemoveService"]
+    );
+}
+
+#[test]
+fn an_endpoint_that_returns_has_a_new_id_or_generation() {
+    let capacity = Capacity {
+        backends: 2,
+        ..ROOMY
+    };
+    let mut cluster = running(capacity, &["10.0.0.1"]);
+    let life = |cluster: &Cluster| {
+        let backends = cluster.maps.contents().backends;
+        let id = backends
+            .iter()
+            .position(|backend| backend.state != 0)
+            .unwrap();
+        (id, backends[id].generation)
+    };
+    let mut lives = vec![life(&cluster)];
+    for _ in 0..4 {
+        cluster.apply([web_slice(&[]).event()]);
+        cluster.apply([web_slice(&["10.0.0.1"]).event()]);
+        lives.push(life(&cluster));
+    }
+    assert_eq!(lives, [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
+}
+
+#[test]
+fn grace_periods_are_waited_for_only_when_room_lacks() {
+    let mut cluster = running(
+        Capacity {
+            slots: 100,
+            ..ROOMY
+        },
+        &["10.0.0.1"],
+    );
+    let before = cluster.maps.n_grace_periods;
+    for round in 0..1000 {
+        let endpoint = format!("10.0.1.{}", round % 250);
+        cluster.apply([web_slice(&[&endpoint]).event()]);
+    }
+    let n_grace_periods = cluster.maps.n_grace_periods - before;
+    assert!((1..=12).contains(&n_grace_periods), "{n_grace_periods}");
+}
+
+#[test]
+fn what_a_predecessor_left_goes_at_the_end_of_the_first_pass() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    cluster.sync = Sync::new(ROOMY, cluster.maps.contents());
+    cluster.sync.retry(&mut cluster.maps);
+    assert!(!cluster.maps.view().is_empty());
+    cluster.sync.finish_start(&mut cluster.maps);
+    assert!(cluster.maps.is_empty());
+}
+
+/// One problem, of this Service, with this message.
+fn assert_problem(cluster: &Cluster, service: &str, message: &str) {
+    let problems = cluster.sync.problems();
+    let [problem] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(problem.subject, format!("Service {service}"));
+    assert_eq!(problem.message, message);
+}
+
+/// A second Service does not fit; it does once the first one is gone.
+fn assert_full(capacity: Capacity, message: &str) {
+    let mut cluster = running(capacity, &["10.0.0.1", "10.0.0.2"]);
+    let before = cluster.maps.view();
+    let api = service("shop/api", "10.96.0.2").ports("http:80/TCP");
+    let api_slice = slice(
+        "shop/api-1",
+        "shop/api",
+        Family::Ipv4,
+        &["10.0.0.3", "10.0.0.4", "10.0.0.5"],
+    )
+    .ports("http:8080/TCP");
+    cluster.apply([api_slice.event(), api.event()]);
+    assert_problem(&cluster, "shop/api", message);
+    assert_eq!(cluster.maps.view(), before);
+    assert_eq!(cluster.maps.log, []);
+    cluster.apply([Event::ServiceGone(object("shop/web"))]);
+    cluster.retry();
+    assert_eq!(cluster.sync.problems(), []);
+    assert_eq!(cluster.maps.view(), cluster.desired());
+}
+
+#[test]
+fn a_full_map_is_named_with_what_lacks_and_what_to_raise() {
+    assert_full(
+        Capacity {
+            frontends: 1,
+            ..ROOMY
+        },
+        "map FRONTENDS is full: 1 more entries needed, 0 free; raise --max-frontends",
+    );
+    assert_full(
+        Capacity { slots: 4, ..ROOMY },
+        "map SLOTS is full: 3 consecutive entries needed, at most 2 free in one piece; \
+         raise --max-slots",
+    );
+    assert_full(
+        Capacity {
+            backends: 4,
+            ..ROOMY
+        },
+        "map BACKENDS is full: 3 more entries needed, 2 free; raise --max-backends",
+    );
+    assert_full(
+        Capacity {
+            services: 1,
+            ..ROOMY
+        },
+        "map SERVICES is full: 1 more entries needed, 0 free; raise --max-services",
+    );
+}
+
+#[test]
+fn an_update_that_does_not_fit_leaves_the_whole_old_version() {
+    let mut cluster = running(Capacity { slots: 5, ..ROOMY }, &["10.0.0.1", "10.0.0.2"]);
+    let before = cluster.maps.view();
+    let grown = service("shop/web", "10.96.0.1").ports("http:80/TCP late:81/TCP");
+    let endpoints = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+    cluster.apply([grown.event(), web_slice(&endpoints).event()]);
+    assert_eq!((cluster.maps.view(), cluster.maps.log.len()), (before, 0));
+    assert_eq!(cluster.sync.problems().len(), 1);
+    cluster.apply([web_slice(&["10.0.0.7"]).event()]);
+    assert_eq!(cluster.maps.view(), cluster.desired());
+    assert_eq!(cluster.sync.problems(), []);
+}
+
+#[test]
+fn a_failed_write_is_named_and_tried_again() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let before = cluster.maps.view();
+    cluster.maps.faults = vec![true, false];
+    cluster.apply([web_slice(&["10.0.0.2"]).event()]);
+    assert_problem(
+        &cluster,
+        "shop/web",
+        "map SLOTS: write failed: the kernel said no",
+    );
+    assert_eq!(cluster.maps.view(), before);
+    assert_eq!(cluster.retry().n_pending, 0);
+    assert_eq!(cluster.maps.view(), cluster.desired());
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["Backend", "Slots", "Frontend", "Gone"]
+    );
+}
+
+#[test]
+fn a_name_that_no_map_can_hold_is_refused() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let long = service(&format!("shop/{}", "x".repeat(200)), "10.96.0.2").ports("http:80/TCP");
+    cluster.apply([long.event()]);
+    let problems = cluster.sync.problems();
+    assert!(
+        problems[0]
+            .message
+            .contains("210 bytes together, at most 192"),
+        "{problems:?}"
+    );
+    assert_eq!(cluster.maps.log, []);
+}
+
+fn two_services() -> Cluster {
+    let mut cluster = running(ROOMY, &["10.0.0.1", "10.0.0.2"]);
+    let other = service("shop/other", "10.96.0.2").ports("http:80/TCP");
+    let other_slice =
+        slice("shop/other-1", "shop/other", Family::Ipv4, &["10.0.0.3"]).ports("http:8080/TCP");
+    cluster.apply([other.event(), other_slice.event()]);
+    cluster
+}
+
+/// Contents that no order of writes can leave behind, only somebody else's hand.
+#[test]
+fn damaged_contents_are_removed_and_written_anew() {
+    let damages: [fn(&mut Contents); 8] = [
+        |it| it.services.clear(),
+        |it| it.frontends[0].1.first_slot = u32::MAX,
+        |it| it.frontends[0].1.first_slot += 1,
+        |it| it.frontends[0].1.n_cluster = u32::MAX,
+        |it| it.slots[0] = 400,
+        |it| it.backends[0].state = 0,
+        |it| it.services[0].1 = ServiceName::new("nonsense", 6, 4).unwrap(),
+        |it| {
+            let (mut key, mut value) = it.frontends[0];
+            key.port = Port::new(99);
+            (value.first_slot, value.n_cluster) = (value.first_slot + 1, value.n_cluster - 1);
+            it.frontends.push((key, value));
+        },
+    ];
+    for damage in damages {
+        let mut cluster = two_services();
+        let sound = cluster.maps.contents();
+        let mut contents = sound.clone();
+        damage(&mut contents);
+        assert_ne!(contents, sound);
+        cluster.maps = Maps::holding(ROOMY, contents.clone());
+        cluster.sync = Sync::new(ROOMY, contents);
+        cluster.retry();
+        let repaired = dump(&cluster.maps.contents());
+        assert!(
+            !repaired.contains('!') && !repaired.contains(":99/"),
+            "{repaired}"
+        );
+        cluster.first_pass();
+        assert_eq!(cluster.sync.problems(), []);
+        assert_eq!(dump(&cluster.maps.contents()), dump(&sound));
+        cluster.empty_and_fill();
+    }
+}

@@ -1,0 +1,239 @@
+//! `cargo xtask test`: everything that can be checked on this machine.
+
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::ops::AddAssign;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+
+use crate::{build, lint, process, setup};
+
+/// Checks formatting and lints, runs all host tests and all kernel tests
+///
+/// Sets up and builds first what is missing. Runs every stage, also after one failed, and ends
+/// with the number of tests that passed and failed; a stage that fails without a failing test
+/// counts as one failure. The kernel tests need root: they load programs and make network
+/// namespaces.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run a single stage
+    #[arg(long, value_name = "STAGE")]
+    only: Option<Stage>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// Formatting
+    Fmt,
+    /// Clippy and the project's own rules
+    Lint,
+    /// Tests that need no privileges
+    Host,
+    /// Tests that load the programs into the kernel
+    Kernel,
+}
+
+impl Stage {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Fmt => "formatting",
+            Self::Lint => "lints",
+            Self::Host => "host tests",
+            Self::Kernel => "kernel tests",
+        }
+    }
+
+    fn run(self) -> Result<Tally> {
+        match self {
+            Self::Fmt => lint::format().map(|()| Tally::default()),
+            Self::Lint => lint::lint().map(|()| Tally::default()),
+            Self::Host => host_tests(),
+            Self::Kernel => kernel_tests(),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// None: failures are reported stage by stage.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let stages = args
+        .only
+        .as_ref()
+        .map_or(Stage::value_variants(), std::slice::from_ref);
+    let mut total = section("set-up and build", || prepare(stages));
+    if total.failed == 0 {
+        for stage in stages {
+            total += section(stage.title(), || stage.run());
+        }
+    }
+    println!("\none stage alone: cargo xtask test --only fmt|lint|host|kernel");
+    println!("{total}");
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints a header, runs a stage, prints its result and duration.
+fn section(title: &str, stage: impl FnOnce() -> Result<Tally>) -> Tally {
+    println!("\n== {title}");
+    let start = Instant::now();
+    let (tally, text) = match stage() {
+        Ok(tally) if tally.is_empty() => (tally, "ok".to_owned()),
+        Ok(tally) => (tally, tally.to_string()),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            (
+                Tally {
+                    failed: 1,
+                    ..Tally::default()
+                },
+                "failed".to_owned(),
+            )
+        }
+    };
+    println!(
+        "== {title}: {text} ({:.1} s)",
+        start.elapsed().as_secs_f32()
+    );
+    tally
+}
+
+fn prepare(stages: &[Stage]) -> Result<Tally> {
+    if stages == [Stage::Fmt] {
+        setup::rust_components()?;
+    } else {
+        build::build(false)?;
+    }
+    Ok(Tally::default())
+}
+
+fn host_tests() -> Result<Tally> {
+    cargo_test(process::cargo().args(["test", "--workspace", "--exclude", "proxy-ebpf"]))
+}
+
+fn kernel_tests() -> Result<Tally> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "kernel tests need root; the others run alone: cargo xtask test --only host"
+    );
+    cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
+}
+
+/// Runs `cargo test`, shows what it prints and adds up its results.
+fn cargo_test(command: &mut Command) -> Result<Tally> {
+    command.arg("--no-fail-fast").stdout(Stdio::piped());
+    let line = process::line(command);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("`{line}` can't be started"))?;
+    let output = child.stdout.take().context("no pipe from cargo")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cargo's output is unreadable")?;
+        println!("{line}");
+        tally += Tally::of(&line).unwrap_or_default();
+    }
+    if !child.wait().context("cargo is lost")?.success() {
+        // Nothing compiled, or a test program died before it could count.
+        tally.failed = tally.failed.max(1);
+    }
+    Ok(tally)
+}
+
+/// Numbers of tests.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tally {
+    /// What a line says if it is the last one of a test program:
+    /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
+    fn of(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let count = |word| -> Option<u64> {
+            counts
+                .split("; ")
+                .find_map(|part| part.strip_suffix(word))?
+                .trim()
+                .parse()
+                .ok()
+        };
+        Some(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+        })
+    }
+
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_results_of_test_programs() {
+        let rest = "0 ignored; 0 measured; 3 filtered out; finished in 0.09s";
+        let ok = format!("test result: ok. 11 passed; 0 failed; {rest}");
+        assert_eq!(
+            Tally::of(&ok),
+            Some(Tally {
+                passed: 11,
+                failed: 0
+            })
+        );
+        let bad = format!("test result: FAILED. 4 passed; 2 failed; {rest}");
+        assert_eq!(
+            Tally::of(&bad),
+            Some(Tally {
+                passed: 4,
+                failed: 2
+            })
+        );
+        assert_eq!(Tally::of("test reads_results ... ok"), None);
+    }
+
+    fn died(script: &str) -> String {
+        cargo_test(Command::new("sh").args(["-c", script]))
+            .unwrap()
+            .to_string()
+    }
+
+    #[test]
+    fn a_run_that_dies_without_a_count_is_a_failure() {
+        let one = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored'";
+        assert_eq!(died("exit 101"), "0 passed, 1 failed");
+        assert_eq!(died(&format!("{one}; exit 101")), "3 passed, 1 failed");
+        assert_eq!(died(&format!("{one}; {one}")), "6 passed, 0 failed");
+    }
+
+    #[test]
+    fn a_failed_stage_counts_once() {
+        let tally = section("stage", || anyhow::bail!("reason"));
+        assert_eq!(tally.to_string(), "0 passed, 1 failed");
+    }
+}

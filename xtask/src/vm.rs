@@ -1,0 +1,236 @@
+//! `cargo xtask vm`: the kernel tests under Debian's stock kernels in QEMU.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use self::fetch::KernelFiles;
+use self::payload::Payload;
+use self::qemu::Qemu;
+use self::report::{Ending, Outcome, Summary};
+
+mod command;
+mod fetch;
+mod host;
+mod image;
+mod modules;
+mod payload;
+mod qemu;
+mod report;
+mod sources;
+
+/// Run the kernel tests under stock Debian kernels in QEMU.
+///
+/// Installs what it needs with apt-get, fetches the kernels and a QEMU into a cache, and leaves
+/// the system's package sources as they are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Kernel to boot; may be repeated [default: all of them]
+    #[arg(long = "kernel", value_enum, value_name = "VERSION")]
+    kernels: Vec<Kernel>,
+
+    /// Minutes after which a kernel that has not finished counts as hung
+    #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+
+    /// Look for newer kernel and QEMU packages instead of taking the cached ones
+    #[arg(long)]
+    refresh: bool,
+
+    /// Test name filters and options for the test binary
+    #[arg(last = true, value_name = "TEST FILTER")]
+    tests: Vec<String>,
+}
+
+/// A kernel series that Beeline supports, each from the Debian suite that carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kernel {
+    /// Debian bullseye; the oldest that Beeline runs on.
+    #[value(name = "5.10")]
+    V5_10,
+    /// Debian bookworm.
+    #[value(name = "6.1")]
+    V6_1,
+    /// Debian bookworm-backports; the first here with TCX.
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Kernel {
+    fn series(self) -> &'static str {
+        match self {
+            Self::V5_10 => "5.10",
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::V5_10 => "bullseye",
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "bookworm-backports",
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.series())
+    }
+}
+
+/// Runs the kernel tests on every kernel asked for and prints one table.
+///
+/// # Errors
+/// When a package, the payload or a machine cannot be had, and when any test failed.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let session = Session::prepare(&args)?;
+    let outcomes = session.run_all();
+    print!("\n{}", report::table(&outcomes));
+    if outcomes.iter().any(|outcome| outcome.failed() > 0) {
+        bail!("the kernel tests failed");
+    }
+    if outcomes.iter().all(Outcome::ran_nothing) {
+        bail!("no kernel test matches {:?}", args.tests);
+    }
+    Ok(())
+}
+
+/// What all machines of one invocation share.
+struct Session {
+    kernels: Vec<(Kernel, KernelFiles)>,
+    qemu: Qemu,
+    payload: Payload,
+    limit: Duration,
+    work: PathBuf,
+    /// Held to the end: a second invocation in this checkout would overwrite our images.
+    _lock: File,
+}
+
+impl Session {
+    fn prepare(args: &Args) -> Result<Self> {
+        host::install_packages()?;
+        let cache = fetch::Cache::open()?;
+        let qemu = cache.qemu(args.refresh)?;
+        let kernels = chosen(&args.kernels)
+            .into_iter()
+            .map(|kernel| Ok((kernel, cache.kernel(kernel, args.refresh)?)))
+            .collect::<Result<Vec<_>>>()?;
+        drop(cache);
+
+        let work = payload::workspace_root()?.join("target/vm");
+        let lock = command::lock(&work)?;
+        let payload = Payload::build(&work, &args.tests)?;
+        let limit = Duration::from_secs(args.timeout * 60);
+        Ok(Self {
+            kernels,
+            qemu,
+            payload,
+            limit,
+            work,
+            _lock: lock,
+        })
+    }
+
+    /// Boots every kernel, as many at a time as there are cores, and keeps their order.
+    fn run_all(&self) -> Vec<Outcome> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut outcomes = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((kernel, files)) = self.kernels.get(index) else {
+                    return outcomes;
+                };
+                outcomes.push((index, self.run_one(*kernel, files)));
+            }
+        };
+        let mut outcomes: Vec<_> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..worker_count(self.kernels.len()))
+                .map(|_| scope.spawn(work))
+                .collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().expect("no worker panics"))
+                .collect()
+        });
+        outcomes.sort_by_key(|(index, _)| *index);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    fn run_one(&self, kernel: Kernel, files: &KernelFiles) -> Outcome {
+        let started = Instant::now();
+        let ending = self.boot(kernel, files).unwrap_or_else(|error| {
+            for line in format!("{error:#}").lines() {
+                eprintln!("{kernel:<4} ! {line}");
+            }
+            Ending::Broken
+        });
+        Outcome {
+            kernel: files.to_string(),
+            seconds: started.elapsed().as_secs_f64(),
+            ending,
+        }
+    }
+
+    fn boot(&self, kernel: Kernel, files: &KernelFiles) -> Result<Ending> {
+        let folder = self.work.join("machine").join(kernel.series());
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("folder {}: not created", folder.display()))?;
+        let initramfs = image::assemble(files, &self.payload, &folder)?;
+        let console = folder.join("console.log");
+        let machine = self.qemu.boot(&files.image, &initramfs, &console)?;
+
+        let mut summary = Summary::default();
+        let status = machine.follow(self.payload.nonce(), self.limit, |line| {
+            println!("{kernel:<4} | {line}");
+            summary.read(line);
+        })?;
+        Ok(Ending::Finished { summary, status })
+    }
+}
+
+fn chosen(kernels: &[Kernel]) -> Vec<Kernel> {
+    Kernel::value_variants()
+        .iter()
+        .copied()
+        .filter(|kernel| kernels.is_empty() || kernels.contains(kernel))
+        .collect()
+}
+
+fn worker_count(kernel_count: usize) -> usize {
+    thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(kernel_count)
+}
+
+/// The only entry of a folder, for trees that hold one version.
+fn only_entry(folder: &Path) -> Result<PathBuf> {
+    let mut entries = fs::read_dir(folder)
+        .with_context(|| format!("folder {}: not readable", folder.display()))?;
+    let Some(first) = entries.next() else {
+        bail!("folder {}: empty", folder.display());
+    };
+    Ok(first?.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_kernels_are_the_default_and_repeats_count_once() {
+        assert_eq!(chosen(&[]), [Kernel::V5_10, Kernel::V6_1, Kernel::V6_12]);
+        assert_eq!(
+            chosen(&[Kernel::V6_12, Kernel::V5_10, Kernel::V6_12]),
+            [Kernel::V5_10, Kernel::V6_12]
+        );
+    }
+}
