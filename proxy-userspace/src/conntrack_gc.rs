@@ -77,6 +77,8 @@ pub struct Collected {
     pub affinities: usize,
     /// Entries that were looked at.
     pub seen: usize,
+    /// The pass ended early, since so much was to be removed.
+    pub is_partial: bool,
 }
 
 /// The maps that are collected from, apart from those of others: walking one borrows it.
@@ -106,7 +108,9 @@ impl Collector {
         let mut wait = INTERVAL;
         while stop.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
             let start = Instant::now();
-            match self.pass(&|| std::thread::sleep(PAUSE)) {
+            let passed = self.pass(&|| std::thread::sleep(PAUSE));
+            let is_partial = passed.as_ref().is_ok_and(|collected| collected.is_partial);
+            match passed {
                 Ok(collected) => tracing::debug!(
                     "collected {} flow records and {} affinities, seen {} in {:?}",
                     collected.flows,
@@ -116,7 +120,11 @@ impl Collector {
                 ),
                 Err(error) => tracing::warn!("collecting flow records: {error:#}"),
             }
-            wait = INTERVAL.saturating_sub(start.elapsed());
+            wait = if is_partial {
+                PAUSE
+            } else {
+                INTERVAL.saturating_sub(start.elapsed())
+            };
         }
     }
 
@@ -128,6 +136,7 @@ impl Collector {
         let mut collected = Collected::default();
         // Nothing is removed while walking: the kernel starts over if the key it stands at goes.
         let expired = self.expired_flows(pause, &mut collected.seen)?;
+        collected.is_partial = expired.len() == MAX_EXPIRED;
         for batch in expired.chunks(BATCH) {
             for key in batch {
                 collected.flows += self.collect_flow(key)?;
@@ -285,8 +294,8 @@ mod tests {
     #[test]
     fn twins_name_each_other() {
         let tuple = |src: u16, dst: u16| Tuple {
-            src: [10, 0, 0, 1].map_into(),
-            dst: [10, 0, 0, 2].map_into(),
+            src: Addr::from_v4_word(1),
+            dst: Addr::from_v4_word(2),
             src_port: Port::new(src),
             dst_port: Port::new(dst),
         };
@@ -305,16 +314,6 @@ mod tests {
         reverse.to = tuple(1000, 80).swapped();
         reverse.twin_side = Side::Ingress as u8;
         assert_eq!(twin_key(&reverse_key, &reverse), key);
-    }
-
-    trait MapInto {
-        fn map_into(self) -> Addr;
-    }
-
-    impl MapInto for [u8; 4] {
-        fn map_into(self) -> Addr {
-            std::net::Ipv4Addr::from(self).into()
-        }
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! can't understand as a [`Problem`](crate::model::Problem) that stays until it is solved.
 
 pub mod file;
+pub mod kubernetes;
 mod ledger;
 pub mod parse;
 
 pub use file::{FileError, FileSource};
+pub use kubernetes::{KubernetesError, KubernetesSource};

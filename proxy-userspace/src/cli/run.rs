@@ -162,7 +162,11 @@ fn filter(text: &str) -> Result<String, String> {
 
 fn directives(text: &str) -> String {
     match text.parse::<LevelFilter>() {
-        Ok(level) => format!("{},beeline={level}", level.min(LevelFilter::WARN)),
+        // What kube has to say is among the problems of the source already.
+        Ok(level) => {
+            let others = level.min(LevelFilter::WARN);
+            format!("{others},kube_client=off,beeline={level}")
+        }
         Err(_) => text.to_owned(),
     }
 }
@@ -251,8 +255,8 @@ mod tests {
 
     #[test]
     fn a_single_level_is_about_ourselves() {
-        assert_eq!(directives("debug"), "warn,beeline=debug");
-        assert_eq!(directives("error"), "error,beeline=error");
+        assert_eq!(directives("debug"), "warn,kube_client=off,beeline=debug");
+        assert_eq!(directives("error"), "error,kube_client=off,beeline=error");
         assert_eq!(directives("info,aya=debug"), "info,aya=debug");
         assert!(filter("beeline=loud").is_err());
     }

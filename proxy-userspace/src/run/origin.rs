@@ -4,12 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::bail;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::model::Event;
-use crate::source::FileSource;
+use crate::source::{FileSource, KubernetesSource, kubernetes};
 
 /// Events that may be on their way.
 const CAPACITY: usize = 4096;
@@ -66,7 +65,20 @@ impl Source {
                 source.first = Some(source.next().await?);
                 Ok(source)
             }
-            Origin::Kubernetes(_) => bail!("soon"),
+            Origin::Kubernetes(kubeconfig) => {
+                let client = kubernetes::client(kubeconfig.as_deref()).await?;
+                let source = KubernetesSource { client, node };
+                let task = tokio::spawn(async {
+                    source.run(sender).await;
+                    Ok(())
+                });
+                // What is in force serves on, however long the API server is away.
+                Ok(Self {
+                    events,
+                    first: None,
+                    task,
+                })
+            }
         }
     }
 

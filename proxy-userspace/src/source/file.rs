@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use self::discover::{Files, Root};
-use self::merge::Manifests;
+use self::merge::{Manifests, Update};
 use self::watch::{Look, Watch};
 use crate::model::Event;
 
@@ -62,9 +62,11 @@ impl FileSource {
     pub async fn run(self, events: mpsc::Sender<Event>) -> Result<(), FileError> {
         let roots = Root::all(&self.paths)?;
         let mut watch = Watch::start(&roots);
+        let files = Files::new(roots, self.node);
         let mut reader = Reader {
-            files: Files::new(roots, self.node),
+            files,
             manifests: Manifests::default(),
+            has_read: false,
         };
         let mut look = Look::Everything;
         let mut synced = false;
@@ -92,15 +94,13 @@ impl FileSource {
 struct Reader {
     files: Files,
     manifests: Manifests,
+    has_read: bool,
 }
 
 impl Reader {
     /// The news from where `look` points, and the reader back. `None` if the runtime shuts down.
     async fn read(mut self, look: Look) -> Option<(Vec<Event>, Self)> {
-        let task = tokio::task::spawn_blocking(move || {
-            let changes = self.files.look(&look);
-            (self.manifests.update(changes), self)
-        });
+        let task = tokio::task::spawn_blocking(move || (self.news(&look), self));
         match task.await {
             Ok(result) => Some(result),
             Err(error) => match error.try_into_panic() {
@@ -108,6 +108,25 @@ impl Reader {
                 Err(_) => None,
             },
         }
+    }
+
+    fn news(&mut self, look: &Look) -> Vec<Event> {
+        let changes = self.files.look(look);
+        let mut update = if self.has_read {
+            self.manifests.update(changes.collect())
+        } else {
+            // Nothing can move between files yet, and all of them at once may be large.
+            let mut all = Update::default();
+            changes.for_each(|change| all.append(self.manifests.update(vec![change])));
+            all
+        };
+        self.has_read = true;
+        let mut events = update.events;
+        while !update.wanted.is_empty() {
+            update = self.manifests.update(self.files.read_again(update.wanted));
+            events.append(&mut update.events);
+        }
+        events
     }
 }
 

@@ -65,7 +65,7 @@ fn programs_decide_as_the_host_library_does() {
         .iter()
         .map(|counts| counts.expect("a verdict").iter().sum::<u64>())
         .sum();
-    assert_eq!(counted, tally.packets.into(), "each packet is counted once");
+    assert_eq!(counted, u64::from(tally.packets), "each packet is counted once");
     assert!(tally.packets > 1_000, "too few packets");
 }
 

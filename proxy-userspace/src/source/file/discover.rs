@@ -135,7 +135,8 @@ struct Seen {
     signature: Signature,
     /// Whether an equal signature means an equal content.
     settled: bool,
-    digest: u64,
+    /// Of the content, unless it should be read in any case.
+    digest: Option<u64>,
 }
 
 /// The files below all roots, as they were last seen.
@@ -156,22 +157,42 @@ impl Files {
         }
     }
 
-    /// Reads what has changed where `look` points.
-    pub(super) fn look(&mut self, look: &Look) -> Vec<Change> {
+    /// Reads what has changed where `look` points, one file at a time.
+    pub(super) fn look(&mut self, look: &Look) -> impl Iterator<Item = Change> {
         let mut changes = Vec::new();
-        match look {
+        let visits = match look {
             Look::Names { written, removed } => {
-                for path in self.paths(removed.difference(written)) {
-                    self.visit(path, Visit::IfGone, &mut changes);
-                }
-                for path in self.paths(written.iter()) {
-                    self.visit(path, Visit::Always, &mut changes);
-                }
+                let removed = self.paths(removed.difference(written)).into_iter();
+                let written = self.paths(written.iter()).into_iter();
+                let removed = removed.map(|path| (path, Visit::IfGone));
+                removed
+                    .chain(written.map(|path| (path, Visit::Always)))
+                    .collect()
             }
-            Look::Everything => self.look_everywhere(Visit::IfChanged, &mut changes),
-            Look::Poll => self.look_everywhere(Visit::IfSettled, &mut changes),
-        }
+            Look::Everything => self.everywhere(Visit::IfChanged, &mut changes),
+            Look::Poll => self.everywhere(Visit::IfSettled, &mut changes),
+        };
+        let visits = visits.into_iter();
         changes
+            .into_iter()
+            .chain(visits.filter_map(|(path, visit)| self.visit(&path, visit)))
+    }
+
+    /// Reads files even if they have not changed.
+    pub(super) fn read_again(&mut self, paths: BTreeSet<Arc<Path>>) -> Vec<Change> {
+        let again = |path: Arc<Path>| {
+            self.forget(&path);
+            self.visit(&path, Visit::Always)
+        };
+        paths.into_iter().filter_map(again).collect()
+    }
+
+    /// Lets the next look take the file for another one.
+    fn forget(&mut self, path: &Path) {
+        if let Some(seen) = self.seen.get_mut(path) {
+            seen.settled = false;
+            seen.digest = None;
+        }
     }
 
     fn paths<'a>(&self, names: impl Iterator<Item = &'a OsString>) -> BTreeSet<PathBuf> {
@@ -182,7 +203,7 @@ impl Files {
         paths
     }
 
-    fn look_everywhere(&mut self, visit: Visit, changes: &mut Vec<Change>) {
+    fn everywhere(&self, visit: Visit, changes: &mut Vec<Change>) -> Vec<(PathBuf, Visit)> {
         let mut paths = BTreeSet::new();
         for root in &self.roots {
             let subject = format!("folder {}", root.path.display());
@@ -200,31 +221,23 @@ impl Files {
             }
             paths.extend(self.seen.keys().filter(|path| root.holds(path)).cloned());
         }
-        for path in paths {
-            self.visit(path, visit, changes);
-        }
+        paths.into_iter().map(|path| (path, visit)).collect()
     }
 
-    fn visit(&mut self, path: PathBuf, visit: Visit, changes: &mut Vec<Change>) {
-        match self.read(&path, visit) {
-            Ok(Some(content)) => changes.push(self.parse(&path, &content)),
-            Ok(None) => {}
+    fn visit(&mut self, path: &Path, visit: Visit) -> Option<Change> {
+        match self.read(path, visit) {
+            Ok(Some(content)) => Some(self.parse(path, &content)),
+            Ok(None) => None,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.seen.remove(&path).is_some() {
-                    changes.push(Change::Removed(path.into()));
-                }
+                self.seen.remove(path).map(|_| Change::Removed(path.into()))
             }
             Err(error) => {
+                self.forget(path);
                 let message = format!("{}: {}", path.display(), reason(&error));
-                changes.push(Change::Trouble {
-                    subject: subject(&path),
+                Some(Change::Trouble {
+                    subject: subject(path),
                     message,
-                });
-                // To be read again as soon as that is possible, even if it is the same then.
-                if let Some(seen) = self.seen.get_mut(&path) {
-                    seen.settled = false;
-                    seen.digest = 0;
-                }
+                })
             }
         }
     }
@@ -249,7 +262,7 @@ impl Files {
             return Ok(None);
         }
         let content = fs::read(path)?;
-        let digest = digest(&content);
+        let digest = Some(digest(&content));
         let same = known.is_some_and(|seen| seen.digest == digest);
         self.seen.insert(
             path.to_owned(),
@@ -290,4 +303,44 @@ fn digest(content: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without news from the kernel, a file counts once nobody seems to be writing it.
+    #[test]
+    fn polling_passes_over_a_file_that_is_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        let mut files = Files::new(Root::all(&[folder.path().into()]).unwrap(), "n1".into());
+        let mut polled = || {
+            let changes = files.look(&Look::Poll).map(|change| match change {
+                Change::Read(..) => "read",
+                Change::Removed(_) => "removed",
+                Change::Trouble { .. } => "trouble",
+                Change::Solved(_) => "",
+            });
+            changes.collect::<String>()
+        };
+        let wrote = |text: &str, age: Duration| {
+            fs::write(&path, text).unwrap();
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        let hour = Duration::from_secs(3600);
+        wrote("", Duration::ZERO);
+        assert_eq!(polled(), "");
+        wrote("", hour);
+        assert_eq!(polled(), "read");
+        assert_eq!(polled(), "");
+        wrote("# the same, but for a comment", hour);
+        assert_eq!(polled(), "read");
+        wrote("[", hour);
+        assert_eq!(polled(), "trouble");
+        assert_eq!(polled(), "");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(polled(), "removed");
+    }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use serde_saphyr::{MergeKeyPolicy, NonFiniteFloatPolicy};
 use tracing::debug;
 
@@ -108,16 +109,43 @@ impl File<'_> {
 
     fn read_json(&mut self) -> Result<(), String> {
         let text = self.text.trim_start_matches('\u{feff}');
-        let documents = serde_json::Deserializer::from_str(text).into_iter();
-        for (document, value) in documents.enumerate() {
-            let value = value.map_err(|error: serde_json::Error| {
+        let documents = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+        for (document, raw) in documents.enumerate() {
+            let raw = raw.map_err(|error| {
                 let place = Place {
                     line: error.line() as u64,
                     column: error.column() as u64,
                 };
                 self.error(Some(place), json_message(&error))
             })?;
-            self.document(document, value)?;
+            self.json_document(document, raw)?;
+        }
+        Ok(())
+    }
+
+    /// Large lists are taken apart item by item: values take ten times the room of their text.
+    fn json_document(&mut self, document: usize, raw: &RawValue) -> Result<(), String> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct List<'a> {
+            api_version: &'a str,
+            kind: &'a str,
+            #[serde(borrow)]
+            items: Vec<&'a RawValue>,
+        }
+        let value = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_default();
+        let Ok(list) = serde_json::from_str::<List<'_>>(raw.get()) else {
+            return self.document(document, value(raw));
+        };
+        let Some(item_kind) = list_of(list.api_version, list.kind) else {
+            return Ok(());
+        };
+        for (i, item) in list.items.into_iter().enumerate() {
+            let position = Position {
+                document,
+                prefix: &format!("items[{i}]."),
+            };
+            self.object(position, item_kind, value(item))?;
         }
         Ok(())
     }
@@ -141,7 +169,7 @@ impl File<'_> {
     fn object(
         &mut self,
         position: Position<'_>,
-        item_kind: Option<(&str, &str)>,
+        item_kind: Option<Type>,
         mut value: Value,
     ) -> Result<(), String> {
         let Value::Object(fields) = &mut value else {
@@ -149,6 +177,9 @@ impl File<'_> {
         };
         let (version, kind) =
             type_of(fields, item_kind).map_err(|error| self.field_error(position, &error))?;
+        if let Some(item_kind) = list_of(&version, &kind) {
+            return self.list(position, item_kind, value);
+        }
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.service(position, value),
             ("v1", "Node") => self.node(position, value),
@@ -176,7 +207,7 @@ impl File<'_> {
     fn list(
         &mut self,
         position: Position<'_>,
-        item_kind: Option<(&str, &str)>,
+        item_kind: Option<Type>,
         mut value: Value,
     ) -> Result<(), String> {
         let items = match value.get_mut("items").map(Value::take) {
@@ -315,10 +346,26 @@ impl File<'_> {
     }
 }
 
+/// `apiVersion` and `kind`.
+type Type = (&'static str, &'static str);
+
+/// What a list of this type holds, if it is one to read: anything, or one type.
+fn list_of(version: &str, kind: &str) -> Option<Option<Type>> {
+    match (version, kind) {
+        ("v1", "List") => Some(None),
+        ("v1", "ServiceList") => Some(Some(("v1", "Service"))),
+        ("v1", "NodeList") => Some(Some(("v1", "Node"))),
+        ("discovery.k8s.io/v1", "EndpointSliceList") => {
+            Some(Some(("discovery.k8s.io/v1", "EndpointSlice")))
+        }
+        _ => None,
+    }
+}
+
 /// `apiVersion` and `kind`, or those that the list around says.
 fn type_of(
     fields: &serde_json::Map<String, Value>,
-    item_kind: Option<(&str, &str)>,
+    item_kind: Option<Type>,
 ) -> Result<(String, String), FieldError> {
     let field = |name: &str, default: Option<&str>| match (fields.get(name), default) {
         (Some(Value::String(text)), _) => Ok(text.clone()),

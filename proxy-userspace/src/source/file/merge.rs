@@ -33,64 +33,96 @@ pub(super) fn subject(path: &Path) -> String {
 
 /// What all files say.
 ///
-/// Definitions are kept, not only fingerprints of them: when a file goes, another one's
-/// definition of the same object takes over, even if that one's file is broken by then.
+/// Definitions are kept only of objects that several files define, for one of these to take over
+/// from another. All else is with the consumer, or in the file.
 #[derive(Default)]
 pub(super) struct Manifests {
-    files: BTreeMap<Arc<Path>, Definitions>,
+    /// The objects that each file defines.
+    files: BTreeMap<Arc<Path>, Vec<Key>>,
     /// The files that define an object, in the order of their paths.
     places: HashMap<Key, Vec<Arc<Path>>>,
+    /// What they say of it, as far as it is at hand.
+    definitions: HashMap<Key, Vec<(Arc<Path>, Definition)>>,
     ledger: Ledger,
 }
 
+/// What comes of a batch of changes.
+#[derive(Default, PartialEq, Eq, Debug)]
+pub(super) struct Update {
+    /// The news.
+    pub(super) events: Vec<Event>,
+    /// Files whose definitions matter now but are not at hand: they should be read again.
+    pub(super) wanted: BTreeSet<Arc<Path>>,
+}
+
+impl Update {
+    /// Adds what comes of another batch.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.events.append(&mut other.events);
+        self.wanted.append(&mut other.wanted);
+    }
+}
+
 impl Manifests {
-    /// Takes in a batch of changes and returns the news. An object that one file loses and
-    /// another gains in the same batch does not go in between.
-    pub(super) fn update(&mut self, changes: Vec<Change>) -> Vec<Event> {
-        let mut out = Vec::new();
+    /// Takes in a batch of changes. An object that one file loses and another gains in the same
+    /// batch does not go in between.
+    pub(super) fn update(&mut self, changes: Vec<Change>) -> Update {
+        let mut update = Update {
+            events: Vec::new(),
+            wanted: BTreeSet::new(),
+        };
+        let out = &mut update.events;
         let mut touched = BTreeSet::new();
         for change in changes {
             match change {
                 Change::Read(path, definitions) => {
-                    self.ledger.solved(&subject(&path), &mut out);
+                    self.ledger.solved(&subject(&path), out);
                     self.replace(&path, definitions, &mut touched);
                 }
                 Change::Removed(path) => {
-                    self.ledger.solved(&subject(&path), &mut out);
+                    self.ledger.solved(&subject(&path), out);
                     self.replace(&path, Definitions::new(), &mut touched);
                 }
                 Change::Trouble { subject, message } => {
-                    self.ledger.problem(subject, message, &mut out);
+                    self.ledger.problem(subject, message, out);
                 }
-                Change::Solved(subject) => self.ledger.solved(&subject, &mut out),
+                Change::Solved(subject) => self.ledger.solved(&subject, out),
             }
         }
-        self.announce(touched, &mut out);
-        out
+        self.announce(touched, &mut update);
+        update
     }
 
     fn replace(&mut self, path: &Arc<Path>, new: Definitions, touched: &mut BTreeSet<Key>) {
-        for key in self.files.remove(path).unwrap_or_default().into_keys() {
-            if !new.contains_key(&key)
-                && let Some(places) = self.places.get_mut(&key)
-            {
+        for key in self.files.remove(path).unwrap_or_default() {
+            if let Some(places) = self.places.get_mut(&key) {
                 places.retain(|place| place != path);
+            }
+            if let Some(definitions) = self.definitions.get_mut(&key) {
+                definitions.retain(|(place, _)| place != path);
             }
             touched.insert(key);
         }
-        for key in new.keys() {
-            let places = self.places.entry(key.clone()).or_default();
-            if let Err(at) = places.binary_search(path) {
-                places.insert(at, Arc::clone(path));
-            }
-            touched.insert(key.clone());
-        }
         if !new.is_empty() {
-            self.files.insert(Arc::clone(path), new);
+            self.files
+                .insert(Arc::clone(path), new.keys().cloned().collect());
+        }
+        for (key, definition) in new {
+            let places = self
+                .places
+                .entry(key.clone())
+                .or_insert_with(|| Vec::with_capacity(1));
+            let at = places.partition_point(|place| place < path);
+            places.insert(at, Arc::clone(path));
+            let definitions = self.definitions.entry(key.clone());
+            definitions
+                .or_insert_with(|| Vec::with_capacity(1))
+                .push((Arc::clone(path), definition));
+            touched.insert(key);
         }
     }
 
-    fn announce(&mut self, touched: BTreeSet<Key>, out: &mut Vec<Event>) {
+    fn announce(&mut self, touched: BTreeSet<Key>, update: &mut Update) {
         // Addresses of Services that go may be taken by Services that come (rule R162); endpoints
         // that move should be seen in the new place first (rule R165).
         let (there, gone): (Vec<Key>, Vec<Key>) = touched.into_iter().partition(|key| {
@@ -101,39 +133,52 @@ impl Manifests {
         let (services, others): (Vec<Key>, Vec<Key>) =
             gone.into_iter().partition(|key| key.kind == Kind::Service);
         for key in &services {
-            self.remove(key, out);
+            self.remove(key, &mut update.events);
         }
         for key in &there {
-            let Some((definition, trouble)) = self.in_force(key) else {
-                continue;
-            };
-            self.ledger.put(key, definition.event.clone(), trouble, out);
+            self.put(key, update);
         }
         for key in &others {
-            self.remove(key, out);
+            self.remove(key, &mut update.events);
         }
     }
 
     fn remove(&mut self, key: &Key, out: &mut Vec<Event>) {
         self.places.remove(key);
+        self.definitions.remove(key);
         self.ledger.remove(key, out);
     }
 
-    /// The definition that counts, and what is wrong with the object.
-    fn in_force(&self, key: &Key) -> Option<(&Definition, Option<String>)> {
-        let places = self.places.get(key)?;
-        let first = places.first()?;
-        let definition = self.files.get(first)?.get(key)?;
-        let mut errors = definition.errors.clone();
-        if places.len() > 1 {
+    fn put(&mut self, key: &Key, update: &mut Update) {
+        let Some(places) = self.places.get(key) else {
+            return;
+        };
+        let mut definitions = self.definitions.remove(key).unwrap_or_default();
+        let missing = places
+            .iter()
+            .filter(|place| !definitions.iter().any(|(p, _)| p == *place));
+        update.wanted.extend(missing.cloned());
+        let Some(first) = places.first() else { return };
+        let at = definitions.iter().position(|(place, _)| place == first);
+        let mut conflict = None;
+        let definition = if places.len() == 1 {
+            at.map(|at| definitions.swap_remove(at).1)
+        } else {
             let names: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-            errors.push(format!(
-                "defined in {}; {} counts",
-                names.join(" and in "),
-                first.display()
-            ));
-        }
-        Some((definition, trouble(&errors)))
+            let names = names.join(" and in ");
+            conflict = Some(format!("defined in {names}; {} counts", first.display()));
+            let definition = at
+                .and_then(|at| definitions.get(at))
+                .map(|(_, first)| first.clone());
+            self.definitions.insert(key.clone(), definitions);
+            definition
+        };
+        let Some(Definition { event, mut errors }) = definition else {
+            return;
+        };
+        errors.extend(conflict);
+        self.ledger
+            .put(key, event, trouble(&errors), &mut update.events);
     }
 }
 
@@ -178,7 +223,17 @@ mod tests {
     #[test]
     fn the_first_file_counts_and_the_next_takes_over() {
         let mut manifests = Manifests::default();
-        let mut update = |changes| lines(&manifests.update(changes));
+        let mut update = |changes| {
+            let update = manifests.update(changes);
+            let wanted = update
+                .wanted
+                .iter()
+                .map(|path| format!("{}?", path.display()));
+            lines(&update.events)
+                .into_iter()
+                .chain(wanted)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(
             update(vec![file("b.yaml", "10.0.0.2")]),
             ["default/web 10.0.0.2"]
@@ -188,6 +243,7 @@ mod tests {
             [
                 "default/web 10.0.0.1",
                 "Service default/web: defined in a.yaml and in b.yaml; a.yaml counts",
+                "b.yaml?",
             ]
         );
         assert_eq!(update(vec![file("b.yaml", "10.0.0.3")]), [""; 0]);
@@ -211,6 +267,7 @@ mod tests {
         let mut manifests = Manifests::default();
         manifests.update(vec![file("a.yaml", "10.0.0.1")]);
         let moved = vec![file("a.yaml", ""), file("b.yaml", "10.0.0.1")];
-        assert_eq!(manifests.update(moved), []);
+        assert_eq!(manifests.update(moved).events, []);
+        assert_eq!(manifests.definitions.len(), 0);
     }
 }

@@ -241,4 +241,20 @@ fn json() {
         ["refused: a.json:4:14: key must be a string"]
     );
     assert_eq!(outcome("a.json", "null"), [""; 0]);
+    let list = "{\"items\": [\n{\"metadata\": {\"name\": \"a\"}, \"spec\": {\"clusterIP\": \"None\"}},\n\
+                {\"metadata\": {\"name\": \"b\"}, \"spec\": 1}], \"apiVersion\": \"v1\", \
+                \"kind\": \"ServiceList\"}";
+    assert_eq!(
+        outcome("a.json", list),
+        ["refused: a.json:3:37: items[1].spec: invalid type: integer `1`, expected ServiceSpec"]
+    );
+    let list = list.replace("\"spec\": 1", "\"spec\": {\"clusterIP\": \"10.0.0.1\"}");
+    assert_eq!(
+        outcome("a.json", &list),
+        ["Service default/a: none", "Service default/b: [10.0.0.1]"]
+    );
+    assert_eq!(
+        outcome("a.json", &list.replace("ServiceList", "PodList")),
+        [""; 0]
+    );
 }

@@ -1,0 +1,268 @@
+//! Services from the Kubernetes API.
+//!
+//! Three watches (Services, EndpointSlices, this Node) run side by side. Each lists in pages,
+//! then watches with bookmarks, and lists again when the API server has forgotten where it was
+//! (410 Gone). Of the objects only fingerprints and versions are kept.
+
+mod connection;
+mod feed;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use kube::api::{Api, Resource};
+use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::runtime::watcher::{self, DefaultBackoff, watcher};
+use kube::{Client, Config};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use self::feed::{Closed, Feed};
+use self::raw::Raw;
+use crate::model::{Event, ObjectName};
+use crate::source::ledger::Kind;
+use crate::source::parse::{self, Parsed, Strings};
+
+/// Yields what the API server says, and follows its changes.
+#[derive(Clone)]
+pub struct KubernetesSource {
+    /// The connection to the API server: see [`client`].
+    pub client: Client,
+    /// This node's name.
+    pub node: Arc<str>,
+}
+
+/// Why there is no connection to an API server.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// The kubeconfig is not there or not understood.
+    #[error("kubeconfig {}", path.display())]
+    Kubeconfig {
+        /// As it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KubeconfigError,
+    },
+    /// No kubeconfig was named, and none of the usual ways leads to one.
+    #[error("no kubeconfig given, and not in a cluster")]
+    NoConfiguration(#[source] InferConfigError),
+    /// What the configuration says can't be used.
+    #[error("API client")]
+    Client(#[source] kube::Error),
+}
+
+/// A client for the API server that the file `kubeconfig` names; without one, for that of
+/// `$KUBECONFIG`, of `~/.kube/config`, or of the cluster that this is a pod of.
+///
+/// Nothing is sent yet: the API server may still be away.
+///
+/// # Errors
+///
+/// There is no usable configuration.
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError> {
+    let mut config = match kubeconfig {
+        Some(path) => from_file(path)
+            .await
+            .map_err(|source| KubernetesError::Kubeconfig {
+                path: path.to_owned(),
+                source,
+            })?,
+        None => Config::infer()
+            .await
+            .map_err(KubernetesError::NoConfiguration)?,
+    };
+    // Trouble is reported and retried by the watches; the client's own retries would hide it.
+    config.default_retry = false;
+    Client::try_from(config).map_err(KubernetesError::Client)
+}
+
+async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
+    let kubeconfig = Kubeconfig::read_from(path)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
+}
+
+impl KubernetesSource {
+    /// Sends what the API server says, [`Event::Synced`] once the first lists of Services and
+    /// EndpointSlices are complete, and what changes, until the receiver is dropped.
+    ///
+    /// An API server that is away changes nothing: that is reported as a problem of the subject
+    /// `API server`, and tried again with growing pauses.
+    pub async fn run(self, events: mpsc::Sender<Event>) {
+        let feed = Arc::new(Feed::new(self.node, events.clone()));
+        let services = watcher::Config::default()
+            .labels("!service.kubernetes.io/service-proxy-name")
+            .fields("spec.clusterIP!=None");
+        let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
+        let node = watcher::Config::default().fields(&format!("metadata.name={}", feed.node()));
+        let watches = futures::future::join3(
+            follow(&feed, &self.client, Kind::Service, services, read_service),
+            follow(&feed, &self.client, Kind::EndpointSlice, slices, read_slice),
+            follow(&feed, &self.client, Kind::Node, node, read_node),
+        );
+        tokio::select! {
+            (Closed, Closed, Closed) = watches => {}
+            () = events.closed() => {}
+        }
+    }
+}
+
+/// How an object of one kind is read.
+type Read<K> = fn(&mut Strings, ObjectName, &K) -> Parsed<Event>;
+
+fn read_service(strings: &mut Strings, name: ObjectName, object: &core::Service) -> Parsed<Event> {
+    parse::service(strings, name, object).map(Event::Service)
+}
+
+fn read_slice(
+    strings: &mut Strings,
+    name: ObjectName,
+    object: &discovery::EndpointSlice,
+) -> Parsed<Event> {
+    parse::endpoint_slice(strings, name, object).map(Event::Slice)
+}
+
+fn read_node(strings: &mut Strings, name: ObjectName, object: &core::Node) -> Parsed<Event> {
+    parse::node(strings, name, object).map(Event::Node)
+}
+
+/// Follows the objects of one kind until nobody listens.
+async fn follow<K>(
+    feed: &Arc<Feed>,
+    client: &Client,
+    kind: Kind,
+    config: watcher::Config,
+    read: Read<K>,
+) -> Closed
+where
+    K: Resource<DynamicType = ()>
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let api: Api<Raw<K>> = Api::all(connection::observed(client.clone(), kind, Arc::clone(feed)));
+    let mut backoff = DefaultBackoff::default();
+    loop {
+        let mut events = pin!(watcher(api.clone(), config.clone()));
+        while let Some(event) = events.next().await {
+            let error = match event {
+                Ok(event) => match feed.take(kind, event, read).await {
+                    Ok(()) => continue,
+                    Err(Closed) => return Closed,
+                },
+                Err(error) => error,
+            };
+            debug!(?kind, %error, "watch interrupted");
+            let remedy = Remedy::of(&error);
+            if let Some(message) = remedy.message(kind, &error)
+                && feed.trouble(kind, message).await == Err(Closed)
+            {
+                return Closed;
+            }
+            if remedy != Remedy::Resume {
+                // Never ends: `DefaultBackoff` has no last element.
+                tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(30))).await;
+            }
+            if remedy.is_relist() {
+                break;
+            }
+        }
+    }
+}
+
+/// What to do about an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Remedy {
+    /// Watch on from the last version, at once: connections are cut now and then.
+    Resume,
+    /// Go on after a pause; the watcher knows how.
+    Pause,
+    /// Forget the version, which the API server has forgotten too, and list after a pause. The
+    /// watcher itself knows only that of the two ways in which it is told (an event in the
+    /// stream, and the status of the answer) which comes as an event.
+    Relist,
+    /// List after a pause: it is not known what was lost.
+    RelistAfterLoss,
+}
+
+impl Remedy {
+    fn of(error: &watcher::Error) -> Self {
+        use kube::Error::{Api, HyperError, ReadEvents};
+        use watcher::Error::{WatchError, WatchFailed, WatchStartFailed};
+        match error {
+            WatchError(status) if status.code == 410 => Self::Relist,
+            WatchStartFailed(Api(status)) if status.code == 410 => Self::Relist,
+            WatchFailed(ReadEvents(_) | HyperError(_)) => Self::Resume,
+            WatchFailed(_) => Self::RelistAfterLoss,
+            WatchError(_)
+            | WatchStartFailed(_)
+            | watcher::Error::InitialListFailed(_)
+            | watcher::Error::NoResourceVersion => Self::Pause,
+        }
+    }
+
+    fn is_relist(self) -> bool {
+        matches!(self, Self::Relist | Self::RelistAfterLoss)
+    }
+
+    /// What to report, if this is trouble and not everyday life.
+    fn message(self, kind: Kind, error: &watcher::Error) -> Option<String> {
+        match self {
+            Self::Resume | Self::Relist => None,
+            Self::Pause | Self::RelistAfterLoss => Some(message(kind, error)),
+        }
+    }
+}
+
+fn message(kind: Kind, error: &watcher::Error) -> String {
+    let things = match kind {
+        Kind::Service => "Services",
+        Kind::EndpointSlice => "EndpointSlices",
+        Kind::Node => "this Node",
+    };
+    match error {
+        watcher::Error::InitialListFailed(error) => format!("listing {things}: {}", reason(error)),
+        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            format!("watching {things}: {}", reason(error))
+        }
+        watcher::Error::WatchError(status) => format!("watching {things}: {}", words(status)),
+        watcher::Error::NoResourceVersion => format!("listing {things}: no resourceVersion"),
+    }
+}
+
+/// The innermost cause, which is the one that an administrator can do something about.
+fn reason(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return words(status);
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let text = cause.to_string();
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_lowercase()
+}
+
+fn words(status: &kube::core::Status) -> String {
+    // What kube makes of a line in a watch that is neither an event nor a status.
+    if *status == kube::core::Status::default() {
+        return "unreadable event".into();
+    }
+    let text = if status.message.is_empty() {
+        &status.reason
+    } else {
+        &status.message
+    };
+    format!("{text} (status {})", status.code)
+}
