@@ -200,6 +200,11 @@ fn pods_that_come_are_served_and_those_that_go_are_forgotten() {
             let met = client.run(|| Connection::open(address).unwrap().backend);
             assert_eq!(met, "web-9");
         }
+        let log = cluster.daemon.log();
+        assert!(
+            !log.contains("detached"),
+            "the new pods were left alone for a while: {log}"
+        );
         cluster.testbed.remove_pod(&client).unwrap();
         cluster
             .daemon
