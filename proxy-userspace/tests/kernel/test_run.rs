@@ -4,7 +4,7 @@
 //! second on an emulated machine.
 
 use std::collections::HashMap;
-use std::fmt::{Debug, Write as _};
+use std::fmt::Debug;
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
@@ -65,7 +65,11 @@ fn programs_decide_as_the_host_library_does() {
         .iter()
         .map(|counts| counts.expect("a verdict").iter().sum::<u64>())
         .sum();
-    assert_eq!(counted, u64::from(tally.packets), "each packet is counted once");
+    assert_eq!(
+        counted,
+        u64::from(tally.packets),
+        "each packet is counted once"
+    );
     assert!(tally.packets > 1_000, "too few packets");
 }
 
@@ -244,7 +248,7 @@ impl Kernel {
     /// Writes all maps as they are in memory.
     fn install(&mut self, memory: &Memory) {
         self.change(memory);
-        for (key, affinity) in memory.affinity.borrow().iter() {
+        memory.affinity.borrow().iter().for_each(|(key, affinity)| {
             let age = memory.now.get().wrapping_sub(affinity.last_used);
             let affinity = Affinity {
                 last_used: now().wrapping_sub(age),
@@ -253,17 +257,17 @@ impl Kernel {
             self.affinity
                 .insert(Raw(*key), Raw(affinity), 0)
                 .expect("an affinity");
-        }
+        });
     }
 
     /// Writes the maps that the sync writes, and forgets flows that memory has not.
     fn change(&mut self, memory: &Memory) {
         empty(&mut self.frontends);
-        for (key, frontend) in &memory.frontends {
+        memory.frontends.iter().for_each(|(key, frontend)| {
             self.frontends
                 .insert(Raw(*key), Raw(*frontend), 0)
                 .expect("a frontend");
-        }
+        });
         for (index, slot) in (0..).zip(&memory.slots) {
             self.slots.set(index, *slot, 0).expect("a slot");
         }
@@ -411,20 +415,21 @@ fn same<K: Debug + Eq + std::hash::Hash, V: Copy + Debug + PartialEq>(
     got: &HashMap<K, V>,
     reduce: impl Fn(V) -> V,
 ) -> Result<(), String> {
-    let mut text = String::new();
-    for (key, value) in expected {
+    let wrong = expected.iter().filter_map(|(key, value)| {
         let found = got.get(key).map(|value| reduce(*value));
-        if found != Some(reduce(*value)) {
-            write!(text, "\n{key:?}: {found:?}, not {value:?}").expect("a string takes all");
-        }
-    }
-    for key in got.keys().filter(|key| !expected.contains_key(key)) {
-        write!(text, "\n{key:?}: should not be there").expect("a string takes all");
-    }
-    if text.is_empty() {
+        let is_same = found == Some(reduce(*value));
+        (!is_same).then(|| format!("\n{key:?}: {found:?}, not {value:?}"))
+    });
+    let unknown = got
+        .keys()
+        .filter(|key| !expected.contains_key(key))
+        .map(|key| format!("\n{key:?}: should not be there"));
+    let mut lines: Vec<_> = wrong.chain(unknown).collect();
+    lines.sort();
+    if lines.is_empty() {
         Ok(())
     } else {
-        Err(format!("map {name}: {text}"))
+        Err(format!("map {name}: {}", lines.concat()))
     }
 }
 

@@ -180,10 +180,10 @@ pub(super) fn all_in(state: FlowState) -> impl Fn(&Memory) {
     move |memory| {
         let flows = memory.flows.borrow();
         assert!(!flows.is_empty(), "no flow");
-        for (key, flow) in flows.iter() {
+        flows.iter().for_each(|(key, flow)| {
             let found = FlowState::from_number(flow.state);
             assert_eq!(found, Some(state), "{key:?}");
-        }
+        });
     }
 }
 
