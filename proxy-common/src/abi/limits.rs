@@ -1,22 +1,22 @@
 //! Default sizes of the maps, and what an entry costs.
 //!
-//! Kernel memory per entry, key and value and the kernel's own header included. Only `FLOWS` is
+//! Kernel memory per entry as `/proc/PID/fdinfo` tells it, the kernel's own share included. Only `FLOWS` is
 //! large; 16-byte addresses make its key 40 bytes instead of 16, a price paid for having one map
 //! instead of two.
 
-/// Frontends: addresses × ports × protocols. 128 bytes each.
+/// Frontends: addresses × ports × protocols. 120 bytes each.
 pub const FRONTENDS: u32 = 131_072;
-/// Positions of backends in frontends' blocks. 4 bytes each; an update needs old and new block.
+/// Positions of backends in frontends' blocks. 8 bytes each; an update needs old and new block.
 pub const SLOTS: u32 = 1_048_576;
 /// Endpoints × service ports. 32 bytes each.
 pub const BACKENDS: u32 = 524_288;
-/// Service ports × families. 256 bytes each, and 32 bytes per CPU.
+/// Service ports × families. 272 bytes each, and 32 bytes per CPU.
 pub const SERVICES: u32 = 65_536;
-/// Flow records, two a conversation, if memory allows. 192 bytes each.
+/// Flow records, two a conversation, if memory allows. 192 bytes each, buckets included.
 pub const FLOWS: u32 = 524_288;
 /// Fewest flow records ever taken by default.
 pub const FLOWS_MIN: u32 = 65_536;
-/// Clients × service ports with affinity. 96 bytes each.
+/// Clients × service ports with affinity. 104 bytes each.
 pub const AFFINITY: u32 = 65_536;
 /// Datagrams in pieces at one time. 112 bytes each.
 pub const FRAGMENTS: u32 = 8_192;
