@@ -40,7 +40,7 @@ fn a_service_without_endpoints_refuses_at_once() {
                     socket.recv(&mut [0; 9]).unwrap_err()
                 });
                 refused("SCTP", &|| {
-                    sctp::Association::open(0, address, PATIENCE).unwrap_err()
+                    sctp::Association::open_raw(0, address, PATIENCE).unwrap_err()
                 });
             });
         }

@@ -14,29 +14,44 @@ use crate::cluster::{Cluster, Plan};
 /// Messages of every alignment, up to several packets.
 const SIZES: [usize; 8] = [1, 2, 3, 4, 5, 1_000, 1_203, 20_000];
 
+/// More associations than it ever takes to meet both of two backends: else once in 2⁵⁹ runs.
+const ASSOCIATIONS: u32 = 60;
+
+/// Opens associations until both backends have been met, and sends messages of all sizes to each.
 fn messages_arrive(plan: Plan) {
     let cluster = Cluster::new(plan);
     for family in Family::ALL {
         let address = cluster.service.address(family);
         let mut met = BTreeSet::new();
         cluster.client.run(|| {
-            for round in 0..20_u8 {
-                let open = || sctp::Association::open(0, address, PATIENCE);
-                let mut association = open().unwrap_or_else(|error| panic!("{plan:?}: {error}"));
-                for size in SIZES {
-                    let message = vec![round; size];
-                    let answer = association
-                        .exchange(&message)
-                        .unwrap_or_else(|error| panic!("{plan:?} {size} bytes: {error}"));
-                    let at = answer.iter().position(|&byte| byte == b'\n').unwrap();
-                    assert_eq!(&answer[at + 1..], message);
-                    met.insert(answer[..at].to_vec());
+            for _ in 0..ASSOCIATIONS {
+                let mut association = sctp::Association::open(0, address, PATIENCE)
+                    .unwrap_or_else(|error| panic!("{plan:?} {address}: {error}"));
+                if met.insert(echo(&mut association, 1)) {
+                    SIZES
+                        .into_iter()
+                        .for_each(|size| drop(echo(&mut association, size)));
                 }
                 association.close().unwrap();
+                if met.len() == plan.backends {
+                    break;
+                }
             }
         });
-        assert_eq!(met.len(), 2, "{met:?}");
+        assert_eq!(met.len(), plan.backends, "{plan:?} {address}: {met:?}");
     }
+}
+
+/// Sends a message and returns who answered. The answer must be right.
+fn echo(association: &mut sctp::Association, size: usize) -> Vec<u8> {
+    let message: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+    let mut answer = association
+        .exchange(&message)
+        .unwrap_or_else(|error| panic!("{size} bytes: {error}"));
+    let at = answer.iter().position(|&byte| byte == b'\n').unwrap();
+    assert_eq!(&answer[at + 1..], message, "{size} bytes");
+    answer.truncate(at);
+    answer
 }
 
 #[test]

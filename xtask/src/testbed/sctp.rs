@@ -41,8 +41,7 @@ impl Association {
     /// [`io::ErrorKind::TimedOut`] if there is no answer.
     pub fn open(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
         if !kernel_has_sctp() {
-            let client = raw::Client::open(port, server, patience)?;
-            return Ok(Self(Kind::Raw(Box::new(client))));
+            return Self::open_raw(port, server, patience);
         }
         let socket = kernel_socket(Family::of(server.ip()))?;
         if port != 0 {
@@ -53,6 +52,17 @@ impl Association {
         socket.set_read_timeout(Some(patience))?;
         socket.set_write_timeout(Some(patience))?;
         Ok(Self(Kind::Kernel(socket.into())))
+    }
+
+    /// As [`Self::open`], but over a raw socket even if the kernel has SCTP. The kernel's sockets
+    /// do not hear of an ICMP error that answers their first packet, only the second one's, 3
+    /// seconds later.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_raw(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let client = raw::Client::open(port, server, patience)?;
+        Ok(Self(Kind::Raw(Box::new(client))))
     }
 
     /// Sends a message (up to 60,000 bytes) and waits for one.
