@@ -13,12 +13,14 @@ use clap::ValueEnum;
 use self::fetch::KernelFiles;
 use self::payload::Payload;
 use self::qemu::Qemu;
-use self::report::{Ending, Outcome, Summary};
+use self::report::{Ending, Outcome};
+use crate::tally::Tally;
+use crate::{build, debian, workspace};
 
-mod command;
 mod fetch;
-mod host;
 mod image;
+mod kvm;
+mod lock;
 mod modules;
 mod payload;
 mod qemu;
@@ -86,6 +88,18 @@ impl fmt::Display for Kernel {
     }
 }
 
+/// `qemu-system-x86` is here for the libraries it pulls in, even where its own QEMU is too old.
+const PACKAGES: [&str; 8] = [
+    "busybox-static",
+    "ca-certificates",
+    "cpio",
+    "ethtool",
+    "iproute2",
+    "kmod",
+    "qemu-system-x86",
+    "xz-utils",
+];
+
 /// Runs the kernel tests on every kernel asked for and prints one table.
 ///
 /// # Errors
@@ -116,7 +130,8 @@ struct Session {
 
 impl Session {
     fn prepare(args: &Args) -> Result<Self> {
-        host::install_packages()?;
+        build::kernel_programs()?;
+        debian::require(&PACKAGES, "QEMU and what goes into its machines")?;
         let cache = fetch::Cache::open()?;
         let qemu = cache.qemu(args.refresh)?;
         let kernels = chosen(&args.kernels)
@@ -125,8 +140,8 @@ impl Session {
             .collect::<Result<Vec<_>>>()?;
         drop(cache);
 
-        let work = payload::workspace_root()?.join("target/vm");
-        let lock = command::lock(&work)?;
+        let work = workspace::target_dir()?.join("vm");
+        let lock = lock::take(&work)?;
         let payload = Payload::build(&work, &args.tests)?;
         let limit = Duration::from_secs(args.timeout * 60);
         Ok(Self {
@@ -188,12 +203,12 @@ impl Session {
         let console = folder.join("console.log");
         let machine = self.qemu.boot(&files.image, &initramfs, &console)?;
 
-        let mut summary = Summary::default();
+        let mut tally = Tally::default();
         let status = machine.follow(self.payload.nonce(), self.limit, |line| {
             println!("{kernel:<4} | {line}");
-            summary.read(line);
+            tally += Tally::of(line).unwrap_or_default();
         })?;
-        Ok(Ending::Finished { summary, status })
+        Ok(Ending::Finished { tally, status })
     }
 }
 
