@@ -27,13 +27,14 @@ mod qemu;
 mod report;
 mod sources;
 
-/// Run the kernel tests under stock Debian kernels in QEMU.
+/// Runs the kernel tests under Debian's stock kernels in QEMU
 ///
-/// Installs what it needs with apt-get, fetches the kernels and a QEMU into a cache, and leaves
-/// the system's package sources as they are.
+/// Sets up and builds first what is missing. Kernels, and a QEMU where the system's is too old, go
+/// into a cache; the system's package sources stay as they are. Ends with a table of the kernels
+/// and the number of tests that passed and failed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Kernel to boot; may be repeated [default: all of them]
+    /// Kernel to boot; may be given several times [default: all of them]
     #[arg(long = "kernel", value_enum, value_name = "VERSION")]
     kernels: Vec<Kernel>,
 
@@ -45,8 +46,8 @@ pub(crate) struct Args {
     #[arg(long)]
     refresh: bool,
 
-    /// Test name filters and options for the test binary
-    #[arg(last = true, value_name = "TEST FILTER")]
+    /// Arguments of the test program: parts of test names, or options such as `--exact`
+    #[arg(last = true, value_name = "ARGUMENT")]
     tests: Vec<String>,
 }
 
