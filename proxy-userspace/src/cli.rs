@@ -36,32 +36,50 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Serve this node until stopped; what is in force stays in force.
+    /// Serve this node until stopped
+    ///
+    /// Needs root. SIGTERM or Ctrl-C stops it; programs, flows and Services stay in force in the
+    /// kernel, for the next run to take over or `beeline cleanup` to remove.
     Run(Box<run::RunArgs>),
-    /// Show whether all is well, what is attached where, how full the maps are and what became
-    /// of packets. Exit code 1: all is not well.
+    /// Show whether all is well on this node
+    ///
+    /// Shows, too, what is attached where, how full the maps are and what became of packets. The
+    /// exit code is 1 if all is not well.
     Status(ReadArgs),
-    /// Show every Service's frontends with their backends, as the kernel has them.
+    /// Show the Services' frontends with their backends, as the kernel has them
     Services(services::ServicesArgs),
-    /// Show the flows that are tracked.
+    /// Show the flows that the kernel tracks
+    ///
+    /// A flow is one conversation of a client with a Service.
     Flows(flows::FlowsArgs),
-    /// Take everything of Beeline off this node: programs, flows, Services. Connections through
-    /// Services break.
+    /// Take everything of Beeline off this node
+    ///
+    /// Programs, maps and the daemon's files go. Connections through Services break.
     Cleanup(cleanup::CleanupArgs),
 }
+
+/// Options of all commands come after a command's own.
+const AFTER_OTHERS: usize = 100;
 
 /// Where the kernel's and the daemon's state is.
 #[derive(Args, Clone, Debug)]
 struct Paths {
     /// Where bpffs is mounted.
-    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf",
+        display_order = AFTER_OTHERS
+    )]
     bpffs: PathBuf,
     /// Where the daemon keeps its lock and its status.
     #[arg(
         long,
         global = true,
         value_name = "DIR",
-        default_value = "/run/beeline"
+        default_value = "/run/beeline",
+        display_order = AFTER_OTHERS
     )]
     state_dir: PathBuf,
 }

@@ -13,9 +13,9 @@ use crate::loader::pins::Pins;
 use crate::sync::{Capacity, Contents, Target, Write};
 
 /// Plain data as aya wants it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub struct Raw<T>(pub T);
 
 // SAFETY: `aya::Pod` asks for types that may be copied to and from the kernel byte by byte. That
 // is what `bytemuck::Pod` promises of `T` (any bits valid, no padding), and `Raw` is transparent.

@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process;
-use crate::{debian, toolchain};
+use crate::{debian, process, toolchain, workspace};
 
 /// The version that is installed, and the oldest that is good enough.
 const VERSION: [u32; 3] = [0, 13, 0];
@@ -51,7 +50,7 @@ pub(crate) fn install(llvm: u32) -> Result<PathBuf> {
     }
     let prefix = toolchain::llvm_prefix(llvm)
         .with_context(|| format!("LLVM {llvm}'s development files (llvm-config) are missing"))?;
-    let folder = folder(llvm).context("neither XDG_CACHE_HOME nor HOME is set")?;
+    let folder = folder(llvm)?;
     println!("setup: cargo installs bpf-linker {version} (takes about a minute)");
     let start = Instant::now();
     let cargo = env::var_os("CARGO")
@@ -84,17 +83,9 @@ pub(crate) fn install(llvm: u32) -> Result<PathBuf> {
 }
 
 /// Where a bpf-linker with this LLVM is installed.
-fn folder(llvm: u32) -> Option<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|cache| cache.is_absolute())
-        .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")))?;
+fn folder(llvm: u32) -> Result<PathBuf> {
     let version = VERSION.map(|part| part.to_string()).join(".");
-    Some(
-        cache
-            .join("beeline")
-            .join(format!("bpf-linker-{version}-llvm-{llvm}")),
-    )
+    Ok(workspace::cache_dir()?.join(format!("bpf-linker-{version}-llvm-{llvm}")))
 }
 
 /// Whether the linker runs (its LLVM may have been removed), is new enough and has this LLVM.

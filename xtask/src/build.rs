@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// # Errors
 /// If the set-up or a compilation fails, or the object is not one that a kernel could load.
 pub(crate) fn build(release: bool) -> Result<Built> {
-    let object = build_object(&setup::ensure()?)?;
+    let object = kernel_programs()?;
     process::run(
         process::cargo()
             .args(["build", "--package", "proxy-userspace", "--bin", "beeline"])
@@ -61,10 +61,15 @@ pub(crate) fn build(release: bool) -> Result<Built> {
     })
 }
 
-/// Builds and checks the kernel programs; returns the object's stable place.
-fn build_object(bpf: &BpfToolchain) -> Result<PathBuf> {
+/// Sets up what is missing, builds the kernel programs and checks them; returns the object's
+/// stable place.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn kernel_programs() -> Result<PathBuf> {
+    let bpf = setup::ensure()?;
     let cargo = bpf.compiler.cargo();
-    process::run(bpf_cargo(bpf, process::foreign_cargo(cargo).arg("build"))?)?;
+    process::run(bpf_cargo(&bpf, process::foreign_cargo(cargo).arg("build"))?)?;
     let bytes = read(
         &bpf_target_dir()?
             .join(BPF_TARGET)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -61,12 +61,11 @@ pub(crate) fn offers(package: &str) -> bool {
 
 fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     // dpkg-query fails if one package is unknown, and still lists the others.
-    let query = Command::new("dpkg-query")
-        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
-        .args(packages)
-        .stderr(Stdio::null())
-        .output()
-        .context("`dpkg-query` can't be started")?;
+    let query = process::finish(
+        Command::new("dpkg-query")
+            .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+            .args(packages),
+    )?;
     let installed = installed(&String::from_utf8_lossy(&query.stdout));
     Ok(packages
         .iter()
@@ -90,11 +89,9 @@ fn prefix() -> Option<&'static [&'static str]> {
     if nix::unistd::geteuid().is_root() {
         return Some(&[]);
     }
-    let may = Command::new("sudo")
-        .args(["-n", "true"])
-        .stderr(Stdio::null())
-        .status();
-    may.is_ok_and(|status| status.success()).then_some(&SUDO)
+    process::output(Command::new("sudo").args(["-n", "true"]))
+        .is_ok()
+        .then_some(&SUDO)
 }
 
 fn apt<'a>(args: &[&'a str]) -> Vec<&'a str> {

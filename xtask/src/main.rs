@@ -8,6 +8,7 @@ mod lint;
 mod process;
 mod run;
 mod setup;
+mod tally;
 mod test;
 mod tidy;
 mod toolchain;

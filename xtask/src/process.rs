@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -88,17 +88,45 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// If it can't be started or fails; with what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let line = line(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("`{line}` can't be started"))?;
+    let output = finish(command)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);
-        bail!("`{line}` failed: {}\n{text}{error}", output.status);
+        bail!(
+            "`{}` failed: {}\n{text}{error}",
+            line(command),
+            output.status
+        );
     }
     Ok(text)
+}
+
+/// Runs a command to its end and returns what it prints on standard output; what it prints on
+/// standard error is seen.
+///
+/// # Errors
+/// If it can't be started or fails.
+pub(crate) fn stdout(command: &mut Command) -> Result<String> {
+    let output = finish(command.stderr(Stdio::inherit()))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed: {}",
+        line(command),
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a command to its end, whose failure may be an answer too.
+///
+/// # Errors
+/// If it can't be started.
+pub(crate) fn finish(command: &mut Command) -> Result<Output> {
+    let line = line(command);
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("`{line}` can't be started"))
 }
 
 /// The command as one would type it.

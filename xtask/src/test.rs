@@ -1,14 +1,13 @@
 //! `cargo xtask test`: everything that can be checked on this machine.
 
-use std::fmt;
 use std::io::{BufRead, BufReader};
-use std::ops::AddAssign;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
+use crate::tally::Tally;
 use crate::{build, lint, process, setup};
 
 /// Checks formatting and lints, runs all host tests and all kernel tests
@@ -109,7 +108,7 @@ fn prepare(stages: &[Stage]) -> Result<Tally> {
     if stages == [Stage::Fmt] {
         setup::rust_components()?;
     } else {
-        build::build(false)?;
+        build::kernel_programs()?;
     }
     Ok(Tally::default())
 }
@@ -147,75 +146,9 @@ fn cargo_test(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Numbers of tests.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-}
-
-impl Tally {
-    /// What a line says if it is the last one of a test program:
-    /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
-    fn of(line: &str) -> Option<Self> {
-        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let count = |word| -> Option<u64> {
-            counts
-                .split("; ")
-                .find_map(|part| part.strip_suffix(word))?
-                .trim()
-                .parse()
-                .ok()
-        };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-        })
-    }
-
-    fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_results_of_test_programs() {
-        let rest = "0 ignored; 0 measured; 3 filtered out; finished in 0.09s";
-        let ok = format!("test result: ok. 11 passed; 0 failed; {rest}");
-        assert_eq!(
-            Tally::of(&ok),
-            Some(Tally {
-                passed: 11,
-                failed: 0
-            })
-        );
-        let bad = format!("test result: FAILED. 4 passed; 2 failed; {rest}");
-        assert_eq!(
-            Tally::of(&bad),
-            Some(Tally {
-                passed: 4,
-                failed: 2
-            })
-        );
-        assert_eq!(Tally::of("test reads_results ... ok"), None);
-    }
 
     fn died(script: &str) -> String {
         cargo_test(Command::new("sh").args(["-c", script]))

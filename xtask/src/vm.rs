@@ -13,25 +13,28 @@ use clap::ValueEnum;
 use self::fetch::KernelFiles;
 use self::payload::Payload;
 use self::qemu::Qemu;
-use self::report::{Ending, Outcome, Summary};
+use self::report::{Ending, Outcome};
+use crate::tally::Tally;
+use crate::{build, debian, workspace};
 
-mod command;
 mod fetch;
-mod host;
 mod image;
+mod kvm;
+mod lock;
 mod modules;
 mod payload;
 mod qemu;
 mod report;
 mod sources;
 
-/// Run the kernel tests under stock Debian kernels in QEMU.
+/// Runs the kernel tests under Debian's stock kernels in QEMU
 ///
-/// Installs what it needs with apt-get, fetches the kernels and a QEMU into a cache, and leaves
-/// the system's package sources as they are.
+/// Sets up and builds first what is missing. Kernels, and a QEMU where the system's is too old, go
+/// into a cache; the system's package sources stay as they are. Ends with a table of the kernels
+/// and the number of tests that passed and failed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Kernel to boot; may be repeated [default: all of them]
+    /// Kernel to boot; may be given several times [default: all of them]
     #[arg(long = "kernel", value_enum, value_name = "VERSION")]
     kernels: Vec<Kernel>,
 
@@ -43,8 +46,8 @@ pub(crate) struct Args {
     #[arg(long)]
     refresh: bool,
 
-    /// Test name filters and options for the test binary
-    #[arg(last = true, value_name = "TEST FILTER")]
+    /// Arguments of the test program: parts of test names, or options such as `--exact`
+    #[arg(last = true, value_name = "ARGUMENT")]
     tests: Vec<String>,
 }
 
@@ -86,6 +89,18 @@ impl fmt::Display for Kernel {
     }
 }
 
+/// `qemu-system-x86` is here for the libraries it pulls in, even where its own QEMU is too old.
+const PACKAGES: [&str; 8] = [
+    "busybox-static",
+    "ca-certificates",
+    "cpio",
+    "ethtool",
+    "iproute2",
+    "kmod",
+    "qemu-system-x86",
+    "xz-utils",
+];
+
 /// Runs the kernel tests on every kernel asked for and prints one table.
 ///
 /// # Errors
@@ -116,7 +131,8 @@ struct Session {
 
 impl Session {
     fn prepare(args: &Args) -> Result<Self> {
-        host::install_packages()?;
+        build::kernel_programs()?;
+        debian::require(&PACKAGES, "QEMU and what goes into its machines")?;
         let cache = fetch::Cache::open()?;
         let qemu = cache.qemu(args.refresh)?;
         let kernels = chosen(&args.kernels)
@@ -125,8 +141,8 @@ impl Session {
             .collect::<Result<Vec<_>>>()?;
         drop(cache);
 
-        let work = payload::workspace_root()?.join("target/vm");
-        let lock = command::lock(&work)?;
+        let work = workspace::target_dir()?.join("vm");
+        let lock = lock::take(&work)?;
         let payload = Payload::build(&work, &args.tests)?;
         let limit = Duration::from_secs(args.timeout * 60);
         Ok(Self {
@@ -188,12 +204,12 @@ impl Session {
         let console = folder.join("console.log");
         let machine = self.qemu.boot(&files.image, &initramfs, &console)?;
 
-        let mut summary = Summary::default();
+        let mut tally = Tally::default();
         let status = machine.follow(self.payload.nonce(), self.limit, |line| {
             println!("{kernel:<4} | {line}");
-            summary.read(line);
+            tally += Tally::of(line).unwrap_or_default();
         })?;
-        Ok(Ending::Finished { summary, status })
+        Ok(Ending::Finished { tally, status })
     }
 }
 

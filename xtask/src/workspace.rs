@@ -31,6 +31,19 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(target.to_path_buf())
 }
 
+/// Beeline's folder in the user's cache: for what is too dear to go with a target folder.
+///
+/// # Errors
+/// If there is no such place.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|cache| cache.is_absolute())
+        .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: no place for a cache")?;
+    Ok(cache.join("beeline"))
+}
+
 /// The kernel programs as `cargo xtask build` leaves them, where the library looks for them.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use crate::status;
 pub(super) struct CleanupArgs {
     #[command(flatten)]
     read: ReadArgs,
-    /// Even if a daemon is running.
+    /// Clean up even if a daemon is running.
     #[arg(long)]
     force: bool,
 }

@@ -23,7 +23,7 @@ pub(super) struct FlowsArgs {
     /// Only flows of this protocol.
     #[arg(long, value_enum)]
     protocol: Option<ProtocolArg>,
-    /// Show so many at most.
+    /// Show at most this many.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use proxy_common::abi::SettingsFlags;
+use proxy_common::abi::{SettingsFlags, limits};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
@@ -30,25 +30,23 @@ pub(super) struct RunArgs {
         required_if_eq("source", "file")
     )]
     manifests: Vec<PathBuf>,
-    /// The kubeconfig, with --source kubernetes. Without, $KUBECONFIG, ~/.kube/config or the
+    /// The kubeconfig, with --source kubernetes. If not given: $KUBECONFIG, ~/.kube/config or the
     /// pod's service account.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The name of this node's Node object. Without, the host name in lower case.
+    /// The name of this node's Node object. If not given: the host name in lower case.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    /// Host-side devices of pods, such as `veth*,cali*` or `!eth0`. Without, one end of a veth or
-    /// netkit pair whose other end is in another network namespace; with patterns of the form
-    /// `!NAME` only, these but for the ones that match.
+    /// Host-side devices of pods, such as `veth*,cali*` or `!eth0`. If not given: every end of a
+    /// veth or netkit pair whose other end is in another network namespace. If all patterns are of
+    /// the form `!NAME`: those, but for the ones that match.
     #[arg(long, value_name = "PATTERN,…")]
     pod_devices: Option<PodDevices>,
-    /// How to attach the programs. Without, by TCX where the kernel has it.
+    /// How to attach the programs. If not given: by TCX where the kernel has it.
     #[arg(long, value_enum)]
     attach: Option<AttachArg>,
-    #[command(flatten)]
-    sizes: SizeArgs,
     /// How long a flow may be silent in a state, such as `tcp-established=86400s`; s, m, h and d
-    /// are understood. May be given several times. Without, Linux conntrack's defaults.
+    /// are understood. May be given several times; other states have Linux conntrack's defaults.
     #[arg(long, value_name = "STATE=TIME", value_parser = timeout)]
     timeout: Vec<String>,
     /// What becomes of a TCP or SCTP packet in mid-flow that nothing is known of: `pass` leaves
@@ -63,6 +61,9 @@ pub(super) struct RunArgs {
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    // Last: what follows would come under its heading.
+    #[command(flatten)]
+    sizes: SizeArgs,
 }
 
 impl RunArgs {
@@ -90,7 +91,7 @@ enum SourceArg {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 enum AttachArg {
-    /// Links (Linux 6.6).
+    /// Links, from Linux 6.6 on.
     Tcx,
     /// Filters at the qdisc clsact.
     Clsact,
@@ -114,29 +115,61 @@ enum LogFormat {
 
 /// A running node's maps can grow, not shrink.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Sizes of the maps, in entries")]
+#[command(next_help_heading = "Sizes of the maps, in entries (they can grow, not shrink)")]
 struct SizeArgs {
-    /// Addresses × ports × protocols that clients dial.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Addresses × ports × protocols that clients dial", limits::FRONTENDS)
+    )]
     max_frontends: Option<u32>,
-    /// Backends of all frontends together; an update needs old and new ones at a time.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries(
+            "Backends of all frontends; an update needs room for old and new",
+            limits::SLOTS
+        )
+    )]
     max_slots: Option<u32>,
-    /// Endpoints × service ports.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Endpoints × service ports", limits::BACKENDS)
+    )]
     max_backends: Option<u32>,
-    /// Service ports × families.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Service ports × families", limits::SERVICES)
+    )]
     max_services: Option<u32>,
-    /// Flow records, two for each conversation. Without, a 400th of the memory.
+    /// Flow records, two for each conversation. If not given: a 400th of the memory.
     #[arg(long, value_name = "N", value_parser = size())]
     max_flows: Option<u32>,
-    /// Clients × service ports with session affinity.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Clients × service ports with session affinity", limits::AFFINITY)
+    )]
     max_affinity: Option<u32>,
-    /// Datagrams in fragments at one time.
-    #[arg(long, value_name = "N", value_parser = size())]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Datagrams in fragments at one time", limits::FRAGMENTS)
+    )]
     max_fragments: Option<u32>,
+}
+
+/// A text with the size that a map has if none is asked for.
+fn entries(what: &str, default: u32) -> String {
+    format!("{what} [default: {default}]")
 }
 
 /// What no map can hold is not worth asking the kernel for.

@@ -10,6 +10,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
+use beeline::maps::Raw;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{
@@ -30,14 +31,6 @@ const LONGEST: usize = 3_000;
 /// The shortest frame that every kernel takes for a test run: an Ethernet and an IPv6 header.
 /// Some refuse shorter ones.
 const SHORTEST: usize = 54;
-
-/// A map type as aya wants it.
-#[derive(Clone, Copy, PartialEq)]
-#[repr(transparent)]
-struct Raw<T>(T);
-
-// SAFETY: the same layout as `T`, which is plain data without padding.
-unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 
 #[test]
 fn programs_decide_as_the_host_library_does() {

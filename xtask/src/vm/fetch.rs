@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use super::qemu::Qemu;
 use super::sources::Archive;
-use super::{Kernel, command, only_entry};
+use super::{Kernel, lock, only_entry};
+use crate::{process, workspace};
 
 const QEMU_SUITE: &str = "bookworm-backports";
 const QEMU_PACKAGES: [&str; 4] = [
@@ -62,15 +63,10 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens `beeline/vm` in the user's cache folder.
+    /// Opens `vm` in Beeline's cache folder.
     pub(super) fn open() -> Result<Self> {
-        let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-            (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
-            (_, Some(home)) => PathBuf::from(home).join(".cache"),
-            (_, None) => bail!("neither XDG_CACHE_HOME nor HOME is set: no place for the cache"),
-        };
-        let folder = base.join("beeline/vm");
-        let lock = command::lock(&folder)?;
+        let folder = workspace::cache_dir()?.join("vm");
+        let lock = lock::take(&folder)?;
         Ok(Self {
             folder,
             _lock: lock,
@@ -148,11 +144,11 @@ impl Suite {
             archive.list_line(self.name),
         )?;
         eprintln!("vm: apt-get update for {} (private lists)", self.name);
-        command::run(self.apt("apt-get").args(["update", "-qq"]))
+        process::run(self.apt("apt-get").args(["update", "-qq"]))
     }
 
     fn show(&self, package: &str) -> Result<String> {
-        command::stdout(
+        process::output(
             self.apt("apt-cache")
                 .args(["show", "--no-all-versions", package]),
         )
@@ -194,7 +190,7 @@ impl Suite {
         let folder = self.folder.join("download");
         remove_folder(&folder)?;
         create_folder(&folder)?;
-        command::run(
+        process::run(
             self.apt("apt-get")
                 .args(["download", "-qq"])
                 .args(packages)
@@ -202,7 +198,7 @@ impl Suite {
         )?;
         create_folder(tree)?;
         for package in fs::read_dir(&folder)? {
-            command::run(
+            process::run(
                 Command::new("dpkg")
                     .arg("-x")
                     .arg(package?.path())
@@ -240,7 +236,7 @@ const PARTIAL: &str = ".partial";
 /// Writes the `modules.dep` that the packages lack.
 fn depmod(tree: &Path) -> Result<()> {
     let release = file_name(&only_entry(&tree.join("lib/modules"))?);
-    command::run(
+    process::run(
         Command::new("depmod")
             .arg("--basedir")
             .arg(tree)

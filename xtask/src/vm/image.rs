@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::command;
 use super::fetch::KernelFiles;
 use super::modules;
 use super::payload::Payload;
+use crate::process;
 
 /// Certificates that a node has; without any, no client of the API server can be made.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -112,7 +112,7 @@ impl Stage {
         let busybox = find_program("busybox")?;
         require_static(&busybox)?;
         self.add_file(&busybox, "usr/bin/busybox")?;
-        let applets = command::stdout(Command::new(&busybox).arg("--list"))?;
+        let applets = process::output(Command::new(&busybox).arg("--list"))?;
         for applet in applets
             .lines()
             .filter(|name| *name != "busybox" && !TOOLS.contains(name))
@@ -150,7 +150,7 @@ impl Stage {
         }
         self.decompress(paths.iter().filter(|path| path.ends_with(".xz")), &folder)?;
         let mut depmod = Command::new("depmod");
-        command::run(depmod.arg("--basedir").arg(&self.root).arg(&kernel.release))
+        process::run(depmod.arg("--basedir").arg(&self.root).arg(&kernel.release))
     }
 
     /// busybox loads plain modules only.
@@ -160,7 +160,7 @@ impl Stage {
             return Ok(());
         }
         let mut xz = Command::new("xz");
-        command::run(
+        process::run(
             xz.arg("--decompress")
                 .args(paths)
                 .current_dir(self.root.join(folder)),
@@ -229,7 +229,7 @@ pub(super) fn require_static(program: &Path) -> Result<()> {
 
 /// The shared libraries and the loader that a program needs; none for a static one.
 fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = command::output(Command::new("ldd").arg(program))?;
+    let output = process::finish(Command::new("ldd").arg(program))?;
     parse_ldd(&String::from_utf8_lossy(&output.stdout))
         .with_context(|| format!("{}: libraries", program.display()))
 }

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::image::{self, Stage};
 use super::report;
+use crate::process;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PACKAGE: &str = "proxy-userspace";
@@ -57,36 +57,19 @@ impl Payload {
     }
 }
 
-/// The checkout that this xtask belongs to.
-pub(super) fn workspace_root() -> Result<PathBuf> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(package
-        .parent()
-        .context("xtask: no workspace around it")?
-        .to_owned())
-}
-
 /// Builds the tests and, with them, the package's command; returns cargo's messages.
 fn cargo_test_no_run(work: &Path) -> Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["test", "--no-run", "--package", PACKAGE, "--test", TESTS])
-        .args(["--message-format", "json-render-diagnostics"])
-        // An explicit target keeps build scripts and procedural macros dynamic.
-        .args(["--target", TARGET, "--target-dir"])
-        .arg(work)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        // The executables live in the machine's memory, and line tables are most of their size.
-        .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
-        .current_dir(workspace_root()?)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo: not started")?;
-    if !output.status.success() {
-        bail!("cargo test --no-run: {}", output.status);
-    }
-    String::from_utf8(output.stdout).context("cargo: messages are not UTF-8")
+    process::stdout(
+        process::cargo()
+            .args(["test", "--no-run", "--package", PACKAGE, "--test", TESTS])
+            .args(["--message-format", "json-render-diagnostics"])
+            // An explicit target keeps build scripts and procedural macros dynamic.
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(work)
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            // The executables live in the machine's memory; most of their size is line tables.
+            .env("CARGO_PROFILE_DEV_STRIP", "debuginfo"),
+    )
 }
 
 /// Finds the executable of a target in cargo's JSON messages.

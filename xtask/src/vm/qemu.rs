@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::kvm;
 use super::report::Marker;
-use super::{command, host};
+use crate::process;
 
 /// QEMU 7.2 crashes one emulated guest in three; 10.0 did not fail in 150 boots.
 const OLDEST: u32 = 10;
@@ -49,7 +50,7 @@ impl Qemu {
     }
 
     fn at(program: PathBuf, firmware: Vec<PathBuf>) -> Result<Self> {
-        let text = command::stdout(Command::new(&program).arg("--version"))?;
+        let text = process::output(Command::new(&program).arg("--version"))?;
         let version = version(&text)
             .context("QEMU: no version in its output")?
             .to_owned();
@@ -57,7 +58,7 @@ impl Qemu {
             program,
             firmware,
             version,
-            kvm: host::has_kvm(),
+            kvm: kvm::works(),
         })
     }
 

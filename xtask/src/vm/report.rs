@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::tally::Tally;
+
 /// The line that says the payload starts.
 pub(super) fn start_marker(nonce: &str) -> String {
     format!("beeline-vm {nonce} start")
@@ -33,45 +35,13 @@ impl Marker {
     }
 }
 
-/// Counts of tests, as the test binary reports them.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Summary {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
-
-impl Summary {
-    /// Adds the counts if this line is a test binary's result.
-    pub(super) fn read(&mut self, line: &str) {
-        if let Some(found) = Self::parse(line) {
-            self.passed += found.passed;
-            self.failed += found.failed;
-            self.skipped += found.skipped;
-        }
-    }
-
-    fn parse(line: &str) -> Option<Self> {
-        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let count = |what| {
-            let part = counts.split("; ").find_map(|part| part.strip_suffix(what));
-            part?.trim().parse().ok()
-        };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-            skipped: count("ignored")?,
-        })
-    }
-}
-
 /// How one machine ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The tests ended by themselves.
     Finished {
         /// What they counted.
-        summary: Summary,
+        tally: Tally,
         /// The test binary's exit status.
         status: i32,
     },
@@ -94,8 +64,8 @@ impl Outcome {
     /// How many failures this counts as: a machine or a test binary that dies is one.
     pub(super) fn failed(&self) -> u64 {
         match self.ending {
-            Ending::Finished { summary, status: 0 } => summary.failed,
-            Ending::Finished { summary, .. } => summary.failed.max(1),
+            Ending::Finished { tally, status: 0 } => tally.failed,
+            Ending::Finished { tally, .. } => tally.failed.max(1),
             Ending::Broken => 1,
         }
     }
@@ -104,22 +74,27 @@ impl Outcome {
     pub(super) fn ran_nothing(&self) -> bool {
         self.ending
             == Ending::Finished {
-                summary: Summary::default(),
+                tally: Tally::default(),
                 status: 0,
             }
     }
 
-    fn summary(&self) -> Summary {
-        match self.ending {
-            Ending::Finished { summary, .. } => summary,
-            Ending::Broken => Summary::default(),
+    /// What was counted, with `failed` as above.
+    fn tally(&self) -> Tally {
+        let counted = match self.ending {
+            Ending::Finished { tally, .. } => tally,
+            Ending::Broken => Tally::default(),
+        };
+        Tally {
+            failed: self.failed(),
+            ..counted
         }
     }
 
     fn note(&self) -> String {
         match self.ending {
             Ending::Finished {
-                summary: Summary { failed: 0, .. },
+                tally: Tally { failed: 0, .. },
                 status,
             } if status != 0 => {
                 format!("  ended with status {status}")
@@ -145,23 +120,17 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
         "",
     );
     for outcome in outcomes {
-        let Summary {
-            passed, skipped, ..
-        } = outcome.summary();
+        let tally = outcome.tally();
         let cells = [
-            passed.to_string(),
-            outcome.failed().to_string(),
-            skipped.to_string(),
+            tally.passed.to_string(),
+            tally.failed.to_string(),
+            tally.skipped.to_string(),
             format!("{:.1}", outcome.seconds),
         ];
         text += &row(width, &outcome.kernel, cells, &outcome.note());
     }
-    let passed: u64 = outcomes
-        .iter()
-        .map(|outcome| outcome.summary().passed)
-        .sum();
-    let failed: u64 = outcomes.iter().map(Outcome::failed).sum();
-    text + &format!("\n{passed} passed, {failed} failed\n")
+    let total: Tally = outcomes.iter().map(Outcome::tally).sum();
+    text + &format!("\n{total}\n")
 }
 
 fn row(width: usize, kernel: &str, cells: [String; 4], note: &str) -> String {
@@ -176,8 +145,8 @@ fn row(width: usize, kernel: &str, cells: [String; 4], note: &str) -> String {
 mod tests {
     use super::*;
 
-    fn summary(passed: u64, failed: u64, skipped: u64) -> Summary {
-        Summary {
+    fn tally(passed: u64, failed: u64, skipped: u64) -> Tally {
+        Tally {
             passed,
             failed,
             skipped,
@@ -211,29 +180,19 @@ mod tests {
     }
 
     #[test]
-    fn results_of_several_test_binaries_add_up() {
-        let mut counts = Summary::default();
-        counts.read("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 1.23s");
-        counts.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
-        counts.read("test result of something else");
-        counts.read("test tcp ... ok");
-        assert_eq!(counts, summary(8, 2, 1));
-    }
-
-    #[test]
     fn the_table_counts_dead_machines_and_dead_test_binaries_as_failures() {
         let outcomes = [
             outcome(
                 "5.10.0-1 (5.10.2)",
                 Ending::Finished {
-                    summary: summary(7, 0, 1),
+                    tally: tally(7, 0, 1),
                     status: 0,
                 },
             ),
             outcome(
                 "6.1",
                 Ending::Finished {
-                    summary: summary(0, 0, 0),
+                    tally: tally(0, 0, 0),
                     status: 134,
                 },
             ),
@@ -253,7 +212,7 @@ mod tests {
     #[test]
     fn a_filter_that_matches_nothing_is_noticed() {
         let nothing = Ending::Finished {
-            summary: Summary::default(),
+            tally: Tally::default(),
             status: 0,
         };
         assert!(outcome("6.1", nothing).ran_nothing());

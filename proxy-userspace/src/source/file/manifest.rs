@@ -1,7 +1,7 @@
 //! The text of one file into what it defines. Pure.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
@@ -26,7 +26,7 @@ pub(super) struct Definition {
 }
 
 /// The objects of one file.
-pub(super) type Definitions = HashMap<Key, Definition>;
+pub(super) type Definitions = BTreeMap<Key, Definition>;
 
 /// How the parser is told to read YAML: files are an administrator's own and may be large, but
 /// keep the bounds on what aliases can blow up.

@@ -5,7 +5,7 @@
 //! through at intervals, for what the kernel does not tell: files on network file systems, and
 //! those that a link leads to elsewhere.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -57,7 +57,7 @@ pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     /// The folders to watch and, of those that are watched, which they were then: a folder may be
     /// replaced by another of the same name.
-    folders: HashMap<PathBuf, Option<(u64, u64)>>,
+    folders: BTreeMap<PathBuf, Option<(u64, u64)>>,
     hints: mpsc::UnboundedReceiver<Hint>,
 }
 
