@@ -231,13 +231,12 @@ What next:
 
 fn hold(testbed: &Testbed, client: &Pod, beeline: &Beeline<'_>) -> Result<()> {
     let inside = format!("ip netns exec {}", client.namespace.name());
-    let command = beeline.binary().display();
-    let bpffs = testbed.bpffs();
-    let state = testbed.state_folder();
+    let node = format!("ip netns exec {}", testbed.node().namespace.name());
     let beeline = format!(
-        "{command} --bpffs {} --state-dir {}",
-        bpffs.display(),
-        state.display()
+        "{node} {} --bpffs {} --state-dir {}",
+        beeline.binary().display(),
+        testbed.bpffs().display(),
+        testbed.state_folder().display()
     );
     println!(
         "\
@@ -250,18 +249,17 @@ All this stays up until you press Ctrl-C. In another terminal, as root:
   {inside} curl http://10.96.0.70/    # refused: no endpoints
   {inside} bash
 
-  # ask Beeline
+  # ask Beeline, as a process of the node
   {beeline} services
   {beeline} flows
   {beeline} status
 
   # see the packets of {NODE_NAME}: pod addresses on both sides
-  ip netns exec {node} tcpdump -ni any
+  {node} tcpdump -ni any
 
 Edit a file in {MANIFESTS}/ (make a backend of hello `ready: false`, say):
 it takes effect at once.",
         name = dns::NAME,
-        node = testbed.node().namespace.name(),
     );
     HOLDING.store(true, Ordering::Relaxed);
     loop {

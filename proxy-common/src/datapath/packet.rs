@@ -20,6 +20,9 @@ pub trait Packet {
     /// pulled.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
 
+    /// Reads a value at `offset` without pulling it; `None` if it is not within the packet.
+    fn peek<T: Pod>(&self, offset: u32) -> Option<T>;
+
     /// Writes a value of at least two bytes at `offset`; `None` if it is not within the bytes pulled.
     fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()>;
 

@@ -13,6 +13,8 @@ pub const IPV4_LEN: u32 = 20;
 pub const IPV6_LEN: u32 = 40;
 /// Length of a TCP header without options, bytes.
 pub const TCP_LEN: u32 = 20;
+/// Length of an SCTP common header, bytes.
+pub const SCTP_LEN: u32 = 12;
 /// Length of an ICMP or ICMPv6 header with its four bytes of parameters.
 pub const ICMP_LEN: u32 = 8;
 /// IANA number of ICMP.
@@ -360,11 +362,12 @@ pub fn transport<P: Packet>(
     headers: &mut Headers,
     protocol: Protocol,
 ) -> Result<(), Pass> {
-    let needed = transport_len(protocol);
-    if headers.l4_len < needed || headers.l4 + headers.l4_len > packet.len() {
+    let header = header_len(protocol);
+    let is_cut = headers.l4_len < header + chunk_len(protocol);
+    if is_cut || headers.l4 + headers.l4_len > packet.len() {
         return Err(Pass::Malformed);
     }
-    packet.pull(headers.l4 + needed);
+    packet.pull(headers.l4 + header);
     ports(packet, headers)?;
     match protocol {
         Protocol::Udp => {}
@@ -373,7 +376,7 @@ pub fn transport<P: Packet>(
             headers.mark = flags;
         }
         Protocol::Sctp => {
-            let [chunk, _]: [u8; 2] = packet.load(headers.l4 + 12).ok_or(Pass::Malformed)?;
+            let [chunk, _]: [u8; 2] = packet.peek(headers.l4 + SCTP_LEN).ok_or(Pass::Malformed)?;
             headers.mark = chunk;
         }
     }
@@ -393,13 +396,26 @@ pub fn ports<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Pass> {
     Ok(())
 }
 
-/// Bytes of the transport header that are looked at.
+/// Bytes of the transport header that are read in place, and the most that may be pulled.
+///
+/// Several SCTP packets in one (GSO) have one common header in front of a list of buffers with
+/// the chunks. Pulling a byte more would take it from the first buffer and leave that without the
+/// start of its chunk: the receiving kernel panics (5.10 to 6.12, BUG in `skb_pull`).
 #[inline(always)]
-const fn transport_len(protocol: Protocol) -> u32 {
+const fn header_len(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Tcp => TCP_LEN,
         Protocol::Udp => 8,
-        Protocol::Sctp => 14,
+        Protocol::Sctp => SCTP_LEN,
+    }
+}
+
+/// Bytes behind the header that are looked at: type and flags of the first SCTP chunk.
+#[inline(always)]
+const fn chunk_len(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp | Protocol::Udp => 0,
+        Protocol::Sctp => 2,
     }
 }
 

@@ -5,5 +5,6 @@ mod choice;
 mod completion;
 mod errors;
 mod garbage;
+mod pulls;
 mod round_trip;
 mod scenes;

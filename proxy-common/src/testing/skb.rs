@@ -60,6 +60,11 @@ impl Packet for Skb {
         Some(bytemuck::pod_read_unaligned(bytes))
     }
 
+    fn peek<T: Pod>(&self, offset: u32) -> Option<T> {
+        let bytes = self.bytes.get(offset as usize..)?;
+        Some(bytemuck::pod_read_unaligned(bytes.get(..size_of::<T>())?))
+    }
+
     fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()> {
         let range = self.linear::<T>(offset)?;
         self.bytes

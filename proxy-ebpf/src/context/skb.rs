@@ -4,7 +4,9 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::datapath::Packet;
@@ -109,6 +111,20 @@ impl Packet for Skb {
         // a `T`. A packet's fields lie at even addresses at least, which BPF loads accept for
         // every width wherever the kernel does not make up for it by NET_IP_ALIGN.
         Some(unsafe { at.read() })
+    }
+
+    #[inline(always)]
+    fn peek<T: Pod>(&self, offset: u32) -> Option<T> {
+        self.load(offset).or_else(|| {
+            let mut value = T::zeroed();
+            let to: *mut T = &raw mut value;
+            // SAFETY: the context is valid, the helper checks `offset`, and `value` has room for as
+            // many bytes as are asked for.
+            let done = unsafe {
+                bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), size_of::<T>() as u32)
+            };
+            (done == 0).then_some(value)
+        })
     }
 
     #[inline(always)]

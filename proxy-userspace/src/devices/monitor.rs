@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -157,6 +158,13 @@ impl Watch {
         let NetlinkPayload::InnerMessage(message) = payload else {
             return Vec::new();
         };
+        if let Message::NewLink(port) | Message::DelLink(port) = &message
+            && port.header.interface_family != AddressFamily::Unspec
+        {
+            // A bridge's word about its ports: it leaves out what kind of device they are, and
+            // tells of one that leaves the bridge as of one that is gone.
+            return Vec::new();
+        }
         if let Message::NewLink(message) = &message {
             return Vec::from_iter(link(message).map(Event::Link));
         }

@@ -1,5 +1,6 @@
 //! A testbed with a Service on it, and Beeline running.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -42,11 +43,15 @@ impl Endpoint {
         }
     }
 
-    fn to_json(&self, family: Family) -> Value {
-        let address = match family {
+    fn address(&self, family: Family) -> IpAddr {
+        match family {
             Family::Ipv4 => IpAddr::V4(self.addresses.0),
             Family::Ipv6 => IpAddr::V6(self.addresses.1),
-        };
+        }
+    }
+
+    fn to_json(&self, family: Family) -> Value {
+        let address = self.address(family);
         let terminating = self.terminating;
         json!({
             "addresses": [address],
@@ -230,16 +235,14 @@ impl Cluster {
         beeline(&self.testbed)
     }
 
-    /// Writes a Service and waits until exactly its ready endpoints are in the maps.
+    /// Writes a Service and waits until new flows go to exactly its ready endpoints.
     pub(crate) fn apply(&self, service: &Service) {
         service.write(&self.testbed);
-        let expected = service
-            .endpoints
-            .iter()
-            .filter(|endpoint| !endpoint.terminating)
-            .count();
         let start = Instant::now();
-        while self.backends_in_force(service) != Some(expected) {
+        while !Family::ALL
+            .into_iter()
+            .all(|family| self.is_in_force(service, family))
+        {
             assert!(
                 start.elapsed() < IN_FORCE,
                 "{service:?} is not in force in {IN_FORCE:?}"
@@ -247,22 +250,34 @@ impl Cluster {
         }
     }
 
-    /// How many backends new IPv4 TCP connections to a Service may go to, from the maps.
-    fn backends_in_force(&self, service: &Service) -> Option<usize> {
-        let services = self.beeline().json(["services"]).unwrap();
-        let address = service.address(Family::Ipv4).ip().to_string();
-        services
-            .as_array()?
+    /// Whether the maps have a Service's ready endpoints of a family, and no others, for all
+    /// protocols.
+    fn is_in_force(&self, service: &Service, family: Family) -> bool {
+        let ready = service
+            .endpoints
             .iter()
-            .filter(|service| service["protocol"] == "TCP")
-            .find_map(|service| {
-                let frontends = service["frontends"].as_array()?;
-                let frontend = frontends
-                    .iter()
-                    .find(|frontend| frontend["address"] == address)?;
-                Some(frontend["backends"].as_array()?.len())
-            })
+            .filter(|endpoint| !endpoint.terminating);
+        let expected: BTreeSet<_> = ready
+            .map(|endpoint| endpoint.address(family).to_string())
+            .collect();
+        let address = service.address(family).ip().to_string();
+        let frontends = self.beeline().json(["services"]).unwrap();
+        let frontends = frontends.as_array().into_iter().flatten();
+        let ours: Vec<_> = frontends
+            .filter(|frontend| frontend["address"] == address)
+            .map(backends)
+            .collect();
+        ours.len() == PROTOCOLS.len() && ours.iter().all(|backends| *backends == expected)
     }
+}
+
+/// The backends of a frontend in what `beeline services -o json` says.
+fn backends(frontend: &Value) -> BTreeSet<String> {
+    let backends = frontend["backends"].as_array().into_iter().flatten();
+    backends
+        .filter_map(|backend| backend["address"].as_str())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The `beeline` command on a testbed's node.

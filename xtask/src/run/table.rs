@@ -49,8 +49,8 @@ fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
         .iter()
         .map(|(backend, count)| format!("{backend} ×{count}"))
         .collect();
-    let counters = counters(services, frontend);
-    let count = |name: &str| match counters.and_then(|counters| counters[name].as_u64()) {
+    let entry = entry(services, frontend);
+    let count = |name: &str| match entry.and_then(|entry| entry[name].as_u64()) {
         Some(count) => count.to_string(),
         None => "?".to_owned(),
     };
@@ -67,16 +67,11 @@ fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
     ]
 }
 
-/// The counters of a frontend's service port in what `beeline services -o json` says.
-fn counters<'a>(services: &'a Value, frontend: &Frontend) -> Option<&'a Value> {
-    let dialled = |entry: &Value| {
-        entry["address"] == frontend.address.to_string() && entry["port"] == frontend.port
-    };
-    let service = services.as_array()?.iter().find(|service| {
-        service["protocol"] == frontend.protocol
-            && service["frontends"]
-                .as_array()
-                .is_some_and(|entries| entries.iter().any(dialled))
-    });
-    service.map(|service| &service["counters"])
+/// A frontend in what `beeline services -o json` says.
+fn entry<'a>(services: &'a Value, frontend: &Frontend) -> Option<&'a Value> {
+    services.as_array()?.iter().find(|entry| {
+        entry["address"] == frontend.address.to_string()
+            && entry["port"] == frontend.port
+            && entry["protocol"] == frontend.protocol
+    })
 }

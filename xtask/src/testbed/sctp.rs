@@ -80,9 +80,12 @@ impl Association {
         match self.0 {
             Kind::Kernel(mut stream) => {
                 stream.shutdown(std::net::Shutdown::Write)?;
-                match stream.read(&mut [0; 1])? {
-                    0 => Ok(()),
-                    _ => Err(io::Error::other("a message after the end")),
+                match stream.read(&mut [0; 1]) {
+                    Ok(0) => Ok(()),
+                    Ok(_) => Err(io::Error::other("a message after the end")),
+                    // The association may have ended before it is read from.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+                    Err(error) => Err(error),
                 }
             }
             Kind::Raw(mut client) => client.close(),

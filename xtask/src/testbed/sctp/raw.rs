@@ -1,6 +1,6 @@
 //! SCTP over raw IP sockets.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -189,7 +189,7 @@ pub(in super::super) async fn serve(
     let door = Door::new(port);
     socket.socket.set_nonblocking(true)?;
     let socket = tokio::net::UdpSocket::from_std(socket.socket)?;
-    let mut guests: HashMap<(IpAddr, u16), Association> = HashMap::new();
+    let mut guests: BTreeMap<(IpAddr, u16), Association> = BTreeMap::new();
     let mut buffer = vec![0; MESSAGE];
     loop {
         match tokio::time::timeout(RESEND, socket.recv_from(&mut buffer)).await {
@@ -215,7 +215,7 @@ pub(in super::super) async fn serve(
 
 fn handle(
     door: &Door,
-    guests: &mut HashMap<(IpAddr, u16), Association>,
+    guests: &mut BTreeMap<(IpAddr, u16), Association>,
     packet: Packet,
     guest: IpAddr,
     answer: &impl Fn(&[u8]) -> Vec<u8>,
