@@ -189,10 +189,10 @@ impl Sync {
         target: &mut T,
     ) -> Report {
         self.has_started = true;
-        let gone: Vec<_> = self
-            .unclaimed
-            .extract_if(.., |name| !may_be_there(name))
-            .collect();
+        let (kept, gone) = std::mem::take(&mut self.unclaimed)
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(may_be_there);
+        self.unclaimed = kept;
         let removed = self.apply(gone.into_iter().map(|name| (name, Vec::new())), target);
         let heirs = self.unclaimed.iter().flat_map(|name| self.heirs(name));
         let inherited = self.run(heirs.cloned().collect(), target);
