@@ -7,6 +7,7 @@ mod control;
 mod edges;
 mod logs;
 mod origin;
+mod unread;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -23,7 +23,8 @@
 //! If two Services claim the same frontend, the one that has it in force keeps it as long as it
 //! wants it, so that no newcomer can take what others use; the other's remaining frontends are
 //! served, and it takes over at once when the frontend is given up. Of several who wait, the
-//! first by name gets it.
+//! first by name gets it. A Service that a predecessor left and of which nothing is known gives
+//! way at once.
 
 mod actual;
 mod adopt;
@@ -66,6 +67,8 @@ pub struct Sync {
     repairs: Vec<Write>,
     /// Services that a predecessor left and nobody has asked for yet.
     unclaimed: BTreeSet<ObjectName>,
+    /// Whether all Services that are known have been asked for.
+    has_started: bool,
     /// Services that are not in force as desired.
     pending: BTreeMap<ObjectName, Pending>,
     /// Who waits for a frontend that another Service has.
@@ -101,6 +104,7 @@ impl Sync {
             backend_ids: Self::free_backend_ids(&actual, capacity.backends),
             blocks: Blocks::new(capacity.slots, &blocks),
             unclaimed: actual.owners.keys().cloned().collect(),
+            has_started: false,
             left: BTreeSet::new(),
             capacity,
             actual,
@@ -174,11 +178,33 @@ impl Sync {
         self.run(names, target)
     }
 
-    /// Removes the Services that a predecessor left and nobody asked for since. To be called once,
-    /// after the first complete pass over all Services (rule R7).
-    pub fn finish_start<T: Target>(&mut self, target: &mut T) -> Report {
-        let gone = std::mem::take(&mut self.unclaimed);
-        self.apply(gone.into_iter().map(|name| (name, Vec::new())), target)
+    /// Removes the Services that a predecessor left and nobody asked for since, but for those
+    /// that `may_be_there`. To be called after the first complete pass over all Services (rule
+    /// R7), and again when more is known.
+    ///
+    /// What is left then is kept as long as no Service that is there claims its frontends.
+    pub fn finish_start<T: Target>(
+        &mut self,
+        may_be_there: impl Fn(&ObjectName) -> bool,
+        target: &mut T,
+    ) -> Report {
+        self.has_started = true;
+        let (kept, gone) = std::mem::take(&mut self.unclaimed)
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(may_be_there);
+        self.unclaimed = kept;
+        let removed = self.apply(gone.into_iter().map(|name| (name, Vec::new())), target);
+        let heirs = self.unclaimed.iter().flat_map(|name| self.heirs(name));
+        let inherited = self.run(heirs.cloned().collect(), target);
+        Report {
+            n_writes: removed.n_writes + inherited.n_writes,
+            n_pending: inherited.n_pending,
+        }
+    }
+
+    /// The Services that a predecessor left and nobody has asked for, ordered by name.
+    pub fn unclaimed(&self) -> &BTreeSet<ObjectName> {
+        &self.unclaimed
     }
 
     /// Tries again what is pending.

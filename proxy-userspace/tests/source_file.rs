@@ -217,9 +217,9 @@ async fn a_broken_file_keeps_its_last_good_content() {
         .await;
     it.write("a.yaml", &broken.replace("ports: x", "ports: []"));
     it.expect(&[
-        "Solved file a.yaml",
         "Service default/a 10.0.0.3",
         "Service default/b 10.0.0.4",
+        "Solved file a.yaml",
     ])
     .await;
     // Mended by taking the edit back.
@@ -235,9 +235,9 @@ async fn a_broken_file_keeps_its_last_good_content() {
         .await;
     fs::remove_file(it.path("a.yaml")).unwrap();
     it.expect(&[
-        "Solved file a.yaml",
         "ServiceGone default/a",
         "ServiceGone default/b",
+        "Solved file a.yaml",
     ])
     .await;
 }
@@ -326,7 +326,7 @@ async fn a_folder_that_vanishes_keeps_what_it_said() {
         .await;
     fs::write(it.path("away/b.yaml"), service("b", "10.0.0.2")).unwrap();
     fs::rename(it.path("away"), it.path("m")).unwrap();
-    it.expect(&["Solved folder m", "Service default/b 10.0.0.2"])
+    it.expect(&["Service default/b 10.0.0.2", "Solved folder m"])
         .await;
     // The folder that came back is watched.
     it.write("m/a.yaml", &service("a", "10.0.0.3"));

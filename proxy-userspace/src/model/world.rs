@@ -58,6 +58,11 @@ impl World {
         self.services.get(name)?.complete()
     }
 
+    /// Whether this slice is known.
+    pub fn has_slice(&self, name: &ObjectName) -> bool {
+        self.owners.contains_key(name)
+    }
+
     /// All Services with their slices, ordered by name.
     pub fn services(&self) -> impl Iterator<Item = (&Service, &[EndpointSlice])> {
         self.services.values().filter_map(Entry::complete)

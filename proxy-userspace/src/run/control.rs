@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::Options;
 use super::edges::View;
 use super::origin::Source;
+use super::unread::{Unread, lacks_slices};
 use crate::conntrack_gc::Collector;
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::loader::attach::Method;
@@ -49,6 +50,10 @@ pub(super) struct Control {
     changed: Changed,
     /// Whether the first lists are complete.
     is_complete: bool,
+    /// What they did not tell.
+    unread: Unread,
+    /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
+    kept: BTreeSet<ObjectName>,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<View>,
@@ -90,6 +95,8 @@ impl Control {
             world: World::new(),
             changed: Changed::default(),
             is_complete: false,
+            unread: Unread::default(),
+            kept: BTreeSet::new(),
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(View::default()).1,
@@ -173,6 +180,7 @@ impl Control {
             message: message.clone(),
         });
         self.status.problems = of_source
+            .chain(self.start_problem())
             .chain(self.sync.problems())
             .chain(view.problems)
             .collect();
@@ -194,11 +202,26 @@ impl Control {
             if completes && !self.is_complete {
                 self.is_complete = true;
                 self.changed.is_all = true;
+                self.unread = Unread::new(self.problems.keys(), &self.world);
             }
         }
-        if self.is_complete && (self.changed.is_all || !self.changed.names.is_empty()) {
+        self.unread.update(&self.problems, &self.world);
+        if self.is_complete && (self.changed.is_some() || self.knows_more()) {
             tokio::task::block_in_place(|| self.follow());
         }
+    }
+
+    /// Whether it is known now what should become of something that a predecessor left.
+    fn knows_more(&self) -> bool {
+        let mut left = self.sync.unclaimed().iter();
+        left.any(|name| !self.unread.hides(name))
+    }
+
+    /// What is still kept because it could not be read.
+    fn start_problem(&self) -> Option<Problem> {
+        self.unread
+            .problem(self.sync.unclaimed())
+            .filter(|_| self.status.synced)
     }
 
     fn take_problem(&mut self, event: &Event) {
@@ -220,7 +243,7 @@ impl Control {
     /// Compiles what has changed and brings it into force.
     fn follow(&mut self) {
         let start = Instant::now();
-        let names = self.changed.take(&self.world);
+        let names = self.due();
         let facts = NodeFacts {
             name: self.node.clone(),
             zone: self.world.zone().cloned(),
@@ -238,11 +261,27 @@ impl Control {
                 .collect();
             report = sum(report, self.sync.apply(changes, &mut self.maps));
         }
-        if !self.status.synced {
-            report = sum(report, self.sync.finish_start(&mut self.maps));
-            self.status.synced = true;
+        if !self.sync.unclaimed().is_empty() {
+            let may_be_there = |name: &ObjectName| self.unread.hides(name);
+            let finished = self.sync.finish_start(may_be_there, &mut self.maps);
+            report = sum(report, finished);
         }
+        self.status.synced = true;
         self.conclude(start, names.len(), report);
+    }
+
+    /// The Services that are to be compiled now. One whose endpoints may be in what could not be
+    /// read waits until it can.
+    fn due(&mut self) -> Vec<ObjectName> {
+        self.changed.names.append(&mut self.kept);
+        let names = self.changed.take(&self.world);
+        let (kept, due) = names.into_iter().partition(|name| {
+            self.sync.unclaimed().contains(name)
+                && self.unread.hides(name)
+                && self.world.service(name).is_some_and(lacks_slices)
+        });
+        self.kept = BTreeSet::from_iter::<Vec<_>>(kept);
+        due
     }
 
     /// Tries again what is pending.
@@ -263,7 +302,8 @@ impl Control {
             report.n_writes,
             report.n_pending
         );
-        for problem in self.sync.problems() {
+        let problems = self.start_problem().into_iter().chain(self.sync.problems());
+        for problem in problems {
             if !self.status.problems.contains(&problem) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
@@ -319,6 +359,10 @@ impl Control {
 }
 
 impl Changed {
+    fn is_some(&self) -> bool {
+        self.is_all || !self.names.is_empty()
+    }
+
     /// The Services that are to be compiled, by name; nothing is left to be.
     fn take(&mut self, world: &World) -> Vec<ObjectName> {
         let Self { mut names, is_all } = std::mem::take(self);

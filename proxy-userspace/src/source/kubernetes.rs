@@ -42,12 +42,12 @@ pub struct KubernetesSource {
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     /// The kubeconfig is not there or not understood.
-    #[error("kubeconfig {}", path.display())]
+    #[error("kubeconfig {}: {message}", path.display())]
     Kubeconfig {
         /// As it was given.
         path: PathBuf,
-        /// What is wrong with it.
-        source: KubeconfigError,
+        /// What is wrong with it, in one line.
+        message: String,
     },
     /// No kubeconfig was named, and none of the usual ways leads to one.
     #[error("no kubeconfig given, and not in a cluster")]
@@ -69,9 +69,9 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError
     let mut config = match kubeconfig {
         Some(path) => from_file(path)
             .await
-            .map_err(|source| KubernetesError::Kubeconfig {
+            .map_err(|error| KubernetesError::Kubeconfig {
                 path: path.to_owned(),
-                source,
+                message: complaint(&error),
             })?,
         None => Config::infer()
             .await
@@ -85,6 +85,19 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError
 async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
     let kubeconfig = Kubeconfig::read_from(path)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
+}
+
+/// What is wrong with a kubeconfig whose name has been said already.
+fn complaint(error: &KubeconfigError) -> String {
+    let text = if let KubeconfigError::ReadConfig(error, _) = error {
+        error.to_string().to_lowercase()
+    } else {
+        error.to_string().replacen(": error: ", ": ", 1)
+    };
+    // After its first line the parser draws the place.
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.split(" (os error").next().unwrap_or_default();
+    line.to_owned()
 }
 
 impl KubernetesSource {

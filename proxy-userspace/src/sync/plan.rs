@@ -127,7 +127,7 @@ impl Sync {
     /// Whether a port that has a frontend wants it in the latest desired version, too.
     pub(super) fn keeps(&self, port: &HeldPort, key: &FrontendKey) -> bool {
         let Some(pending) = self.pending.get(&port.owner) else {
-            return true;
+            return !self.has_started || !self.unclaimed.contains(&port.owner);
         };
         let same_port = pending.desired.iter().filter(|desired| port.is(desired));
         same_port

@@ -69,7 +69,7 @@ impl Cluster {
             .map(|name| self.compiled(name))
             .collect();
         let pass = self.sync.apply(changes, &mut self.maps);
-        pass.n_writes + self.sync.finish_start(&mut self.maps).n_writes
+        pass.n_writes + self.sync.finish_start(|_| false, &mut self.maps).n_writes
     }
 
     /// Deletes everything. Nothing may have been lost on the way: one Service can have all the

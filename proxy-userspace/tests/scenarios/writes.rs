@@ -139,8 +139,50 @@ fn what_a_predecessor_left_goes_at_the_end_of_the_first_pass() {
     cluster.sync = Sync::new(ROOMY, cluster.maps.contents());
     cluster.sync.retry(&mut cluster.maps);
     assert!(!cluster.maps.view().is_empty());
-    cluster.sync.finish_start(&mut cluster.maps);
+    cluster.sync.finish_start(|_| false, &mut cluster.maps);
     assert!(cluster.maps.is_empty());
+}
+
+#[test]
+fn what_may_be_there_is_kept_until_more_is_known() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let before = cluster.maps.view();
+    cluster.sync = Sync::new(ROOMY, cluster.maps.contents());
+    let report = cluster.sync.finish_start(|_| true, &mut cluster.maps);
+    assert_eq!(report.n_writes, 0);
+    assert_eq!(cluster.maps.view(), before);
+    assert_eq!(cluster.sync.unclaimed().len(), 1);
+    cluster.sync.finish_start(|_| false, &mut cluster.maps);
+    assert!(cluster.maps.is_empty());
+    assert!(cluster.sync.unclaimed().is_empty());
+}
+
+#[test]
+fn what_is_only_kept_gives_way_to_what_is_there() {
+    for comes_late in [false, true] {
+        let mut cluster = running(ROOMY, &["10.0.0.1"]);
+        let heir = service("shop/heir", "10.96.0.1").ports("http:80/TCP");
+        let heir_slice = slice("shop/heir-1", "shop/heir", Family::Ipv4, &["10.0.0.9"]);
+        let events = [heir.event(), heir_slice.ports("http:8080/TCP").event()];
+        cluster.sync = Sync::new(ROOMY, cluster.maps.contents());
+        if comes_late {
+            cluster.sync.finish_start(|_| true, &mut cluster.maps);
+            cluster.apply(events);
+        } else {
+            cluster.apply(events);
+            assert_problem(
+                &cluster,
+                "shop/heir",
+                "10.96.0.1:80/TCP belongs to Service shop/web already",
+            );
+            cluster.sync.finish_start(|_| true, &mut cluster.maps);
+        }
+        assert_eq!(cluster.sync.problems(), []);
+        let desired = cluster.desired_of(&object("shop/heir"));
+        assert_eq!(cluster.maps.view(), desired);
+        cluster.sync.finish_start(|_| false, &mut cluster.maps);
+        assert_eq!(cluster.maps.view(), desired);
+    }
 }
 
 /// One problem, of this Service, with this message.

@@ -1,6 +1,6 @@
 //! `beeline run` on a testbed's node.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
@@ -24,7 +24,7 @@ const LOG_TAIL: usize = 40;
 pub struct Beeline<'a> {
     testbed: &'a Testbed,
     binary: PathBuf,
-    manifests: PathBuf,
+    source: Vec<OsString>,
 }
 
 impl<'a> Beeline<'a> {
@@ -32,20 +32,29 @@ impl<'a> Beeline<'a> {
     /// takes its place.
     pub fn new(testbed: &'a Testbed, binary: impl Into<PathBuf>) -> Self {
         let binary = std::env::var_os("BEELINE_BIN").map_or_else(|| binary.into(), PathBuf::from);
+        let source = manifests(testbed.manifests());
         Self {
             testbed,
             binary,
-            manifests: testbed.manifests(),
+            source,
         }
     }
 
     /// Reads manifests from another folder than the testbed's.
     #[must_use]
-    pub fn with_manifests(self, manifests: impl Into<PathBuf>) -> Self {
+    pub fn with_manifests(self, folder: impl Into<PathBuf>) -> Self {
         Self {
-            manifests: manifests.into(),
+            source: manifests(folder.into()),
             ..self
         }
+    }
+
+    /// Follows an API server in place of manifests.
+    #[must_use]
+    pub fn with_kubeconfig(self, file: impl Into<PathBuf>) -> Self {
+        let args = ["--source", "kubernetes", "--kubeconfig"].map(OsString::from);
+        let source = args.into_iter().chain([file.into().into()]).collect();
+        Self { source, ..self }
     }
 
     /// The file of the command.
@@ -103,8 +112,8 @@ impl<'a> Beeline<'a> {
             .with_context(|| format!("read JSON of `beeline` with {args:?}"))
     }
 
-    /// Starts `beeline run` with the manifests and further arguments, and waits until every
-    /// Service is programmed.
+    /// Starts `beeline run` with its source and further arguments, and waits until every Service
+    /// is programmed.
     ///
     /// # Errors
     /// It ends, or is not ready in a minute; the end of its log is part of the error.
@@ -114,7 +123,11 @@ impl<'a> Beeline<'a> {
         Ok(daemon)
     }
 
-    fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Daemon> {
+    /// Starts `beeline run` with its source and further arguments.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Daemon> {
         let status = self.testbed.state_folder().join("status.json");
         if status.exists() {
             // What an earlier daemon said there is no sign of readiness.
@@ -126,8 +139,7 @@ impl<'a> Beeline<'a> {
         // Its own group: a Ctrl-C is the testbed's to pass on.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
-            .args(["--source", "file", "--manifests"])
-            .arg(&self.manifests)
+            .args(&self.source)
             .args(["--node-name", super::NODE_NAME])
             .args(args)
             .stdout(file.try_clone().context("share the log")?)
@@ -138,6 +150,11 @@ impl<'a> Beeline<'a> {
         let child = making.child(self.testbed.id(), child);
         Ok(Daemon { child, log, status })
     }
+}
+
+fn manifests(folder: PathBuf) -> Vec<OsString> {
+    let args = ["--source", "file", "--manifests"].map(OsString::from);
+    args.into_iter().chain([folder.into()]).collect()
 }
 
 /// A running `beeline run`. Dropping it ends the process; what it pinned stays until the testbed

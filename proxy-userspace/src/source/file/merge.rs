@@ -72,24 +72,28 @@ impl Manifests {
             wanted: BTreeSet::new(),
         };
         let out = &mut update.events;
-        let mut touched = BTreeSet::new();
+        let (mut touched, mut solved) = (BTreeSet::new(), Vec::new());
         for change in changes {
             match change {
                 Change::Read(path, definitions) => {
-                    self.ledger.solved(&subject(&path), out);
+                    solved.push(subject(&path));
                     self.replace(&path, definitions, &mut touched);
                 }
                 Change::Removed(path) => {
-                    self.ledger.solved(&subject(&path), out);
+                    solved.push(subject(&path));
                     self.replace(&path, Definitions::new(), &mut touched);
                 }
                 Change::Trouble { subject, message } => {
                     self.ledger.problem(subject, message, out);
                 }
-                Change::Solved(subject) => self.ledger.solved(&subject, out),
+                Change::Solved(subject) => solved.push(subject),
             }
         }
         self.announce(touched, &mut update);
+        // Whoever hears that trouble is over knows all that it hid.
+        for subject in solved {
+            self.ledger.solved(&subject, &mut update.events);
+        }
         update
     }
 
@@ -258,7 +262,7 @@ mod tests {
         );
         assert_eq!(
             update(vec![Change::Removed(path("b.yaml"))]),
-            ["file b.yaml solved", "default/web gone"]
+            ["default/web gone", "file b.yaml solved"]
         );
     }
 

@@ -1,0 +1,439 @@
+//! The whole daemon behind an API server that speaks real HTTP, on the node itself.
+
+#[path = "../support/api_server.rs"]
+mod api_server;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use proxy_common::abi::Family;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use xtask::testbed::{Beeline, Daemon, Layout, Namespace, Pod, Server, Testbed, in_namespace};
+
+use self::api_server::{ApiServer, Failure, Gone, Verb};
+use crate::client::{Connection, udp, udp_echo};
+use crate::cluster::{Endpoint, Service, beeline, serve_all};
+
+/// How long a change may take until it is in force, pauses before a retry included.
+const IN_FORCE: Duration = Duration::from_secs(30);
+/// Long enough for something wrong to happen.
+const A_WHILE: Duration = Duration::from_secs(1);
+
+/// An API server on a node's loopback. Its threads live in the node's namespace.
+struct Api {
+    node: Namespace,
+    runtime: Runtime,
+    server: ApiServer,
+    kubeconfig: PathBuf,
+}
+
+impl Api {
+    fn on(testbed: &Testbed) -> Self {
+        let node = testbed.node().namespace.clone();
+        let kubeconfig = testbed.manifests().with_file_name("kubeconfig");
+        let (runtime, server) = in_namespace(&node, || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let server = runtime.block_on(ApiServer::start());
+            (runtime, server)
+        });
+        std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+        Self {
+            node,
+            runtime,
+            server,
+            kubeconfig,
+        }
+    }
+
+    fn down(&mut self) {
+        let (runtime, server) = (&self.runtime, &mut self.server);
+        in_namespace(&self.node, || runtime.block_on(server.down()));
+    }
+
+    fn up(&mut self) {
+        let (runtime, server) = (&self.runtime, &mut self.server);
+        in_namespace(&self.node, || runtime.block_on(server.up()));
+    }
+
+    fn wait_until_watched(&self, resource: &str) {
+        self.runtime.block_on(self.server.watched(resource));
+    }
+
+    /// Lets the next list of this resource wait until connections are cut.
+    fn hold_back(&self, resource: &str) {
+        let late = Failure::Late(Duration::from_secs(600));
+        self.server.fail(resource, Verb::List, 1, late);
+    }
+}
+
+/// A node with an API server, a client, and two backends that echo. Fields are dropped in this
+/// order.
+struct Cluster {
+    daemon: Option<Daemon>,
+    api: Api,
+    _servers: Vec<Server>,
+    backends: [Pod; 2],
+    client: Pod,
+    testbed: Testbed,
+}
+
+impl Cluster {
+    /// Without Services, and without Beeline.
+    fn new() -> Self {
+        let testbed = Testbed::new(Layout::Routed).unwrap();
+        let client = testbed.pod("client").unwrap();
+        let backends = ["web-0", "web-1"].map(|name| testbed.pod(name).unwrap());
+        Self {
+            daemon: None,
+            api: Api::on(&testbed),
+            _servers: backends.iter().flat_map(serve_all).collect(),
+            backends,
+            client,
+            testbed,
+        }
+    }
+
+    /// With a Service in force.
+    fn serving() -> (Self, Service) {
+        let mut cluster = Self::new();
+        let service = cluster.service("web", 10);
+        cluster.apply(&service);
+        cluster.run();
+        cluster.expect(&service, &["web-0", "web-1"]);
+        (cluster, service)
+    }
+
+    fn service(&self, name: &str, number: u8) -> Service {
+        Service::new(name, number, &self.backends)
+    }
+
+    fn beeline(&self) -> Beeline<'_> {
+        beeline(&self.testbed).with_kubeconfig(&self.api.kubeconfig)
+    }
+
+    fn start(&mut self) {
+        self.daemon = None;
+        self.daemon = Some(self.beeline().start::<&str>([]).unwrap());
+    }
+
+    fn run(&mut self) {
+        self.start();
+        let ready = |status: &Value| status["synced"] == true;
+        self.daemon().wait_until("ready", ready).unwrap();
+    }
+
+    /// Waits until the client's packets are looked at.
+    fn wait_until_attached(&self) {
+        let device = &self.client.device;
+        let knows = |status: &Value| status["devices"].to_string().contains(device);
+        self.daemon().wait_until("attached", knows).unwrap();
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// Gives the API server a Service and its EndpointSlices. A manifest is only the way there:
+    /// the daemon reads none.
+    fn apply(&self, service: &Service) {
+        service.write(&self.testbed);
+        for entry in std::fs::read_dir(self.testbed.manifests()).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            self.api.server.apply_manifest(&text).unwrap();
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    /// Who answers at the Service's addresses, by TCP and UDP.
+    fn met(&self, service: &Service) -> std::io::Result<BTreeSet<String>> {
+        self.client.run(|| {
+            let mut met = BTreeSet::new();
+            for address in Family::ALL.map(|family| service.address(family)) {
+                for _ in 0..20 {
+                    let mut connection = Connection::open(address)?;
+                    connection.echo(&[7; 3_000])?;
+                    met.insert(connection.backend);
+                    met.insert(udp_echo(&udp(0, address)?, b"hello")?);
+                }
+            }
+            Ok(met)
+        })
+    }
+
+    /// Waits until exactly these backends answer.
+    fn expect(&self, service: &Service, backends: &[&str]) {
+        let start = Instant::now();
+        loop {
+            let met = self.met(service);
+            if matches!(&met, Ok(met) if met.iter().eq(backends)) {
+                return;
+            }
+            assert!(
+                start.elapsed() < IN_FORCE,
+                "expected {backends:?}: {met:?}, {}",
+                self.daemon().status()
+            );
+        }
+    }
+
+    /// These backends answer now, and nobody else.
+    fn expect_now(&self, service: &Service, backends: &[&str]) {
+        let met = self.met(service).unwrap();
+        assert!(met.iter().eq(backends), "{met:?}");
+    }
+
+    fn services_in_force(&self) -> Value {
+        self.beeline().json(["services"]).unwrap()
+    }
+
+    /// Waits until the status has a problem with this subject; what it says.
+    fn wait_for_problem(&self, subject: &str) -> String {
+        let says = |status: &Value| problem(status, subject).is_some();
+        self.daemon().wait_until(subject, says).unwrap();
+        problem(&self.daemon().status(), subject).unwrap_or_default()
+    }
+
+    fn wait_until_solved(&self, subject: &str) {
+        let says = |status: &Value| !status.is_null() && problem(status, subject).is_none();
+        self.daemon().wait_until(subject, says).unwrap();
+    }
+}
+
+fn problem(status: &Value, subject: &str) -> Option<String> {
+    let problems = status["problems"].as_array()?;
+    let problem = problems
+        .iter()
+        .find(|problem| problem["subject"] == subject)?;
+    Some(problem["message"].as_str()?.to_owned())
+}
+
+#[test]
+fn services_come_change_and_go() {
+    let (cluster, web) = Cluster::serving();
+    let mut shop = cluster.service("shop", 11);
+    shop.endpoints = vec![Endpoint::of(&cluster.backends[0])];
+    cluster.apply(&shop);
+    cluster.expect(&shop, &["web-0"]);
+    shop.endpoints = vec![Endpoint::of(&cluster.backends[1])];
+    cluster.apply(&shop);
+    cluster.expect(&shop, &["web-1"]);
+    cluster.api.server.delete("services", "default", "shop");
+    let start = Instant::now();
+    while cluster.services_in_force().to_string().contains("shop") {
+        assert!(start.elapsed() < IN_FORCE);
+    }
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+}
+
+#[test]
+fn changes_are_followed_after_cut_watches_and_forgotten_versions() {
+    let (cluster, mut web) = Cluster::serving();
+    let mut turn = 0;
+    let mut change_and_expect = |meanwhile: &str| {
+        turn += 1;
+        let pod = &cluster.backends[turn % 2];
+        web.endpoints = vec![Endpoint::of(pod)];
+        cluster.apply(&web);
+        match meanwhile {
+            "gone by an event" => cluster.api.server.forget(Gone::Event),
+            "gone by the status" => cluster.api.server.forget(Gone::Status),
+            _ => {}
+        }
+        cluster.expect(&web, &[&pod.name]);
+    };
+    for what in [
+        "cut",
+        "gone by an event",
+        "cut",
+        "gone by the status",
+        "cut",
+    ] {
+        for resource in ["services", "endpointslices"] {
+            cluster.api.wait_until_watched(resource);
+        }
+        cluster.api.server.cut();
+        change_and_expect(what);
+    }
+}
+
+#[test]
+fn traffic_goes_on_while_the_api_server_is_away() {
+    let (mut cluster, mut web) = Cluster::serving();
+    let address = web.address(Family::Ipv4);
+    let mut connection = cluster.client.run(|| Connection::open(address).unwrap());
+    cluster.api.down();
+    let message = cluster.wait_for_problem("API server");
+    assert!(message.contains("connection refused"), "{message}");
+    web.endpoints = vec![Endpoint::of(&cluster.backends[0])];
+    cluster.apply(&web);
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+    // Nor is it needed after a restart.
+    cluster.start();
+    cluster.wait_for_problem("API server");
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+    connection.echo(b"still there?").unwrap();
+    cluster.api.up();
+    cluster.expect(&web, &["web-0"]);
+    cluster.wait_until_solved("API server");
+    let start = problem(&cluster.daemon().status(), "start");
+    assert_eq!(start, None);
+}
+
+#[test]
+fn nothing_is_programmed_before_both_first_lists_are_complete() {
+    let mut cluster = Cluster::new();
+    let web = cluster.service("web", 10);
+    cluster.apply(&web);
+    cluster.api.hold_back("endpointslices");
+    cluster.start();
+    cluster.api.wait_until_watched("services");
+    cluster.wait_until_attached();
+    let start = Instant::now();
+    while start.elapsed() < A_WHILE {
+        assert_eq!(cluster.services_in_force(), json!([]));
+        assert_eq!(cluster.daemon().status()["synced"], false);
+    }
+    cluster.api.server.cut();
+    cluster.expect(&web, &["web-0", "web-1"]);
+}
+
+#[test]
+fn what_is_in_force_stays_while_the_first_lists_are_late() {
+    let (mut cluster, web) = Cluster::serving();
+    cluster.daemon().kill();
+    cluster.api.hold_back("services");
+    cluster.start();
+    cluster.api.wait_until_watched("endpointslices");
+    cluster.wait_until_attached();
+    let start = Instant::now();
+    while start.elapsed() < A_WHILE {
+        cluster.expect_now(&web, &["web-0", "web-1"]);
+        assert_eq!(cluster.daemon().status()["synced"], false);
+    }
+    cluster.api.server.cut();
+    let ready = |status: &Value| status["synced"] == true;
+    cluster.daemon().wait_until("ready", ready).unwrap();
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+}
+
+#[test]
+fn a_restart_with_an_unchanged_cluster_writes_nothing() {
+    let (mut cluster, web) = Cluster::serving();
+    cluster.daemon().kill();
+    cluster.run();
+    let status = cluster.daemon().status();
+    assert_eq!(status["last_sync"]["writes"], 0, "{status}");
+    assert_eq!(status["last_sync"]["services"], 1, "{status}");
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+}
+
+/// The same object, as nobody can decode it.
+fn malformed(kind: &str, version: &str, name: &str, field: &str) -> Value {
+    json!({
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": { "name": name, "namespace": "default" },
+        field: 7,
+    })
+}
+
+#[test]
+fn what_cannot_be_decoded_after_a_restart_is_kept() {
+    let (mut cluster, web) = Cluster::serving();
+    let [shop, old] = [("shop", 11), ("old", 12)].map(|(name, number)| {
+        let service = cluster.service(name, number);
+        cluster.apply(&service);
+        cluster.expect(&service, &["web-0", "web-1"]);
+        service
+    });
+    cluster.daemon().kill();
+    let server = &cluster.api.server;
+    // Of `web` the Service is hidden, of `shop` the endpoints; `old` may have either.
+    server.apply(malformed("Service", "v1", "web", "spec"));
+    for slice in ["shop-ipv4", "shop-ipv6"] {
+        let version = "discovery.k8s.io/v1";
+        server.apply(malformed("EndpointSlice", version, slice, "endpoints"));
+    }
+    server.delete("services", "default", "old");
+    cluster.run();
+    for service in [&web, &shop, &old] {
+        cluster.expect_now(service, &["web-0", "web-1"]);
+    }
+    let message = cluster.wait_for_problem("start");
+    for part in [
+        "Service default/old, Service default/shop, Service default/web: ",
+        "EndpointSlice default/shop-ipv4, EndpointSlice default/shop-ipv6, Service default/web",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    cluster.apply(&shop);
+    let start = Instant::now();
+    while cluster.services_in_force().to_string().contains("old") {
+        assert!(start.elapsed() < IN_FORCE);
+    }
+    for service in [&web, &shop] {
+        cluster.expect_now(service, &["web-0", "web-1"]);
+    }
+    let message = cluster.wait_for_problem("start");
+    assert!(message.starts_with("Service default/web: "), "{message}");
+    cluster.apply(&web);
+    cluster.wait_until_solved("start");
+    cluster.expect_now(&web, &["web-0", "web-1"]);
+}
+
+#[test]
+fn an_api_server_that_is_away_at_the_start_is_waited_for() {
+    let mut cluster = Cluster::new();
+    let web = cluster.service("web", 10);
+    cluster.apply(&web);
+    cluster.api.down();
+    cluster.start();
+    let message = cluster.wait_for_problem("API server");
+    assert!(message.contains("connection refused"), "{message}");
+    let log = cluster.daemon().log();
+    assert!(log.contains("API server: listing "), "{log}");
+    assert_eq!(cluster.daemon().status()["synced"], false);
+    cluster.api.up();
+    cluster.expect(&web, &["web-0", "web-1"]);
+    cluster.wait_until_solved("API server");
+}
+
+/// Runs with the kubeconfig, which must be refused at once in one line that has these words.
+fn assert_refused(cluster: &Cluster, words: &str) {
+    let daemon = cluster.beeline().start::<&str>([]).unwrap();
+    let end = daemon.wait_until("refused", |_| false).unwrap_err();
+    assert!(end.to_string().contains("exit status: 1"), "{end}");
+    let log = daemon.log();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let start = format!("error: kubeconfig {}: ", cluster.api.kubeconfig.display());
+    assert!(log.starts_with(&start), "no {start:?} in: {log}");
+    assert!(log.contains(words), "no {words:?} in: {log}");
+    assert!(!cluster.testbed.bpffs().join("beeline").exists());
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_named() {
+    let mut cluster = Cluster::new();
+    let good = cluster.api.server.kubeconfig();
+    let other = good.replace(
+        r#""current-context":"test""#,
+        r#""current-context":"other""#,
+    );
+    for (text, words) in [
+        ("clusters: [", "line 1 column 11: unclosed bracket '['"),
+        ("clusters: 7", "line 1 column 11: "),
+        (&other, "failed to load current context: other"),
+    ] {
+        std::fs::write(&cluster.api.kubeconfig, text).unwrap();
+        assert_refused(&cluster, words);
+    }
+    cluster.api.kubeconfig = "/nowhere/to/be/found".into();
+    assert_refused(&cluster, "no such file or directory");
+}
