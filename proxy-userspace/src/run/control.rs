@@ -219,9 +219,11 @@ impl Control {
 
     /// What is still kept because it could not be read.
     fn start_problem(&self) -> Option<Problem> {
-        self.unread
-            .problem(self.sync.unclaimed())
-            .filter(|_| self.status.synced)
+        // Until the first sync, all that a predecessor left is unclaimed.
+        if !self.status.synced {
+            return None;
+        }
+        self.unread.problem(self.sync.unclaimed())
     }
 
     fn take_problem(&mut self, event: &Event) {
@@ -277,8 +279,8 @@ impl Control {
         let names = self.changed.take(&self.world);
         let (kept, due) = names.into_iter().partition(|name| {
             self.sync.unclaimed().contains(name)
-                && self.unread.hides(name)
                 && self.world.service(name).is_some_and(lacks_slices)
+                && self.unread.hides(name)
         });
         self.kept = BTreeSet::from_iter::<Vec<_>>(kept);
         due

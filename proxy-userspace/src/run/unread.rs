@@ -4,7 +4,7 @@
 //! is in a file that does not parse, or is an object that cannot be decoded: then it is merely
 //! unknown, and so are the endpoints of a Service whose EndpointSlice is in there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proxy_common::abi::Family;
@@ -60,20 +60,13 @@ impl Unread {
     }
 
     /// What to tell of the Services that are kept for now, if there are any.
-    pub(super) fn problem<'a>(
-        &self,
-        kept: impl IntoIterator<Item = &'a ObjectName>,
-    ) -> Option<Problem> {
-        let kept: Vec<_> = kept
-            .into_iter()
-            .map(|name| format!("Service {name}"))
-            .collect();
+    pub(super) fn problem(&self, kept: &BTreeSet<ObjectName>) -> Option<Problem> {
         (!kept.is_empty()).then(|| Problem {
             subject: SUBJECT.to_owned(),
             message: format!(
                 "{}: kept as before the restart until this can be read: {}",
-                some(&kept),
-                some(&self.0.keys().cloned().collect::<Vec<_>>())
+                some(kept.iter().map(|name| format!("Service {name}"))),
+                some(self.0.keys().cloned())
             ),
         })
     }
@@ -114,12 +107,12 @@ pub(super) fn lacks_slices((service, slices): (&Service, &[EndpointSlice])) -> b
     families.any(|family| slices.iter().all(|slice| slice.family != family))
 }
 
-fn some(names: &[String]) -> String {
-    let mut text = names[..names.len().min(NAMED)].join(", ");
-    if names.len() > NAMED {
-        text += &format!(" and {} more", names.len() - NAMED);
+fn some(mut names: impl ExactSizeIterator<Item = String>) -> String {
+    let named: Vec<_> = names.by_ref().take(NAMED).collect();
+    match names.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
-    text
 }
 
 #[cfg(test)]
@@ -210,19 +203,21 @@ mod tests {
     #[test]
     fn the_problem_names_what_it_waits_for() {
         let unread = Unread::new(problems(&["file a.yaml"]).keys(), &World::new());
-        assert_eq!(unread.problem([]), None);
-        let problem = unread
-            .problem(&[name("shop/web"), name("shop/db")])
-            .unwrap();
+        assert_eq!(unread.problem(&BTreeSet::new()), None);
+        let kept = BTreeSet::from([name("shop/web"), name("shop/db")]);
+        let problem = unread.problem(&kept).unwrap();
         assert_eq!(problem.subject, "start");
         assert_eq!(
             problem.message,
-            "Service shop/web, Service shop/db: kept as before the restart until this can be \
+            "Service shop/db, Service shop/web: kept as before the restart until this can be \
              read: file a.yaml"
         );
-        let many = vec![name("s/n"); 7];
+        let many = (1..=7).map(|number| name(&format!("s/{number}"))).collect();
         let message = unread.problem(&many).unwrap().message;
-        assert!(message.contains("Service s/n and 2 more: "), "{message}");
+        assert!(
+            message.contains("Service s/5 and 2 more: kept"),
+            "{message}"
+        );
     }
 
     #[test]
