@@ -552,5 +552,8 @@ async fn a_missing_kubeconfig_is_an_error() {
         .await
         .map(drop)
         .unwrap_err();
-    assert_eq!(error.to_string(), "kubeconfig /nonexistent/config");
+    assert_eq!(
+        error.to_string(),
+        "kubeconfig /nonexistent/config: no such file or directory"
+    );
 }
