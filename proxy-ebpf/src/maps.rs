@@ -43,12 +43,17 @@ static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(limits::OUTCOM
 /// Never used: an array always has its entries. The compiler cannot know.
 static DEFAULT_SETTINGS: Settings = Settings::DEFAULT;
 
-/// Counts what was decided about a packet.
+/// Counts what was decided about a packet. Returns how often that was so before, on this CPU.
 #[inline(always)]
-pub(crate) fn count_outcome(verdict: Verdict) {
-    if let Some(counter) = OUTCOMES.get_ptr_mut(verdict.index()) {
-        // SAFETY: this CPU's own value; programs at the same hook do not interrupt each other.
-        unsafe { *counter += 1 };
+pub(crate) fn count_outcome(verdict: Verdict) -> u64 {
+    let Some(counter) = OUTCOMES.get_ptr_mut(verdict.index()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own value; programs at the same hook do not interrupt each other.
+    unsafe {
+        let before = *counter;
+        *counter = before + 1;
+        before
     }
 }
 

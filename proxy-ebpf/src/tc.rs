@@ -3,7 +3,8 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::abi::Verdict;
+use aya_log_ebpf::warn;
+use proxy_common::abi::{Drop, Verdict};
 use proxy_common::datapath::{from_client, to_client};
 
 use crate::context::Skb;
@@ -15,7 +16,7 @@ use crate::maps::{self, Maps};
 pub(crate) fn pod_ingress(context: TcContext) -> i32 {
     let mut packet = Skb::new(&context);
     let verdict = from_client(&mut packet, &Maps);
-    conclude(&packet, verdict)
+    conclude(&context, &packet, verdict)
 }
 
 /// TC egress of a pod's host-side device: what the pod gets.
@@ -23,7 +24,7 @@ pub(crate) fn pod_ingress(context: TcContext) -> i32 {
 pub(crate) fn pod_egress(context: TcContext) -> i32 {
     let mut packet = Skb::new(&context);
     let verdict = to_client(&mut packet, &Maps);
-    conclude(&packet, verdict)
+    conclude(&context, &packet, verdict)
 }
 
 /// Counts the verdict and turns it into an action.
@@ -31,11 +32,33 @@ pub(crate) fn pod_egress(context: TcContext) -> i32 {
 /// A packet that stays on its way goes to the next program on the device, whosever it is:
 /// `TC_ACT_OK` would hide it from filters behind this one.
 #[inline(always)]
-fn conclude(packet: &Skb, verdict: Verdict) -> i32 {
-    maps::count_outcome(verdict);
+fn conclude(context: &TcContext, packet: &Skb, verdict: Verdict) -> i32 {
+    let before = maps::count_outcome(verdict);
     match verdict {
         returned if returned.is_returned() => kernel::redirect(packet.ifindex()),
         Verdict::Pass(_) | Verdict::Rewrite(_) => TC_ACT_UNSPEC,
-        Verdict::Reply(_) | Verdict::Drop(_) => TC_ACT_SHOT,
+        Verdict::Reply(_) => TC_ACT_SHOT,
+        Verdict::Drop(reason) => {
+            if before % DROPS_PER_LINE == 0 {
+                let _said = core::hint::black_box(say_dropped(context, packet.ifindex(), reason));
+            }
+            TC_ACT_SHOT
+        }
     }
+}
+
+/// Dropped packets of one reason on one CPU for each line in the log: no flood of packets makes a
+/// flood of lines.
+const DROPS_PER_LINE: u64 = 1024;
+
+/// Tells the daemon's log of a dropped packet.
+#[inline(never)]
+fn say_dropped(context: &TcContext, ifindex: u32, reason: Drop) -> bool {
+    warn!(
+        context,
+        "device {}: packet dropped: {}",
+        ifindex,
+        reason.name()
+    );
+    true
 }

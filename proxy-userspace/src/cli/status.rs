@@ -118,7 +118,12 @@ fn reasons(
     if !has_maps {
         reasons.push("there are no maps".to_owned());
     }
-    let Some(daemon) = daemon else { return reasons };
+    let Some(daemon) = daemon else {
+        if running {
+            reasons.push("the daemon is starting".to_owned());
+        }
+        return reasons;
+    };
     if running && !daemon.synced {
         reasons.push("the first lists of Services are not complete".to_owned());
     }
@@ -356,6 +361,7 @@ mod tests {
         );
         let cases = [
             (reasons(false, Some(&daemon()), true, &both), "no daemon"),
+            (reasons(true, None, true, &both), "starting"),
             (reasons(true, Some(&daemon()), false, &both), "no maps"),
             (
                 reasons(true, Some(&daemon()), true, &both[..1]),

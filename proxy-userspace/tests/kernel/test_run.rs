@@ -3,8 +3,9 @@
 //! The programs are loaded once, and the maps cleared between scenes: a load costs a quarter of a
 //! second on an emulated machine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
@@ -32,14 +33,29 @@ const LONGEST: usize = 3_000;
 /// Some refuse shorter ones.
 const SHORTEST: usize = 54;
 
+/// A scene that took longer may have met the real time: the programs refresh records after 250
+/// ticks of the kernel. It is played once more.
+const CALM: Duration = Duration::from_millis(100);
+
 #[test]
 fn programs_decide_as_the_host_library_does() {
     let mut kernel = Kernel::load();
     let mut tally = Tally::default();
     let mut failures = Vec::new();
+    let mut disturbed = BTreeSet::new();
     for scene in scenes() {
+        let (name, start) = (scene.name.clone(), Instant::now());
         if let Err(failure) = play(&mut kernel, scene, &mut tally) {
-            failures.push(failure);
+            if start.elapsed() > CALM {
+                let _new = disturbed.insert(name);
+            } else {
+                failures.push(failure);
+            }
+        }
+    }
+    for scene in scenes() {
+        if disturbed.contains(&scene.name) {
+            failures.extend(play(&mut kernel, scene, &mut tally).err());
         }
     }
     println!(
