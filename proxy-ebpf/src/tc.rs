@@ -39,7 +39,7 @@ fn conclude(context: &TcContext, packet: &Skb, verdict: Verdict) -> i32 {
         Verdict::Pass(_) | Verdict::Rewrite(_) => TC_ACT_UNSPEC,
         Verdict::Reply(_) => TC_ACT_SHOT,
         Verdict::Drop(reason) => {
-            if before % DROPS_PER_LINE == 0 {
+            if before.is_multiple_of(DROPS_PER_LINE) {
                 let _said = core::hint::black_box(say_dropped(context, packet.ifindex(), reason));
             }
             TC_ACT_SHOT
