@@ -39,7 +39,7 @@ pub(crate) struct Args {
     kernels: Vec<Kernel>,
 
     /// Minutes after which a kernel that has not finished counts as hung
-    #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
 
     /// Look for newer kernel and QEMU packages instead of taking the cached ones
