@@ -6,9 +6,10 @@
 //! kernel program, the tests and the tools run the same code.
 //!
 //! Rare paths are out of line (`#[inline(never)]`): the kernel gives a program and what it calls
-//! 512 bytes of stack together. Such a function returns a single word, and its caller looks at
-//! it, if need be by `black_box`. Otherwise the register for it holds what the compiler left there, and the verifier will
-//! not have that be an address: "cannot return stack pointer to the caller" (5.10 to 6.18).
+//! 512 bytes of stack together. Such a function returns a single word, and its caller looks at it,
+//! if need be by `black_box`. Otherwise the register for it holds what the compiler left there, and
+//! the verifier will not have that be an address: "cannot return stack pointer to the caller" (5.10
+//! to 6.18).
 #![cfg_attr(
     not(test),
     deny(

@@ -1,8 +1,8 @@
 //! Default sizes of the maps, and what an entry costs.
 //!
-//! Kernel memory per entry as `/proc/PID/fdinfo` tells it, the kernel's own share included. Only `FLOWS` is
-//! large; 16-byte addresses make its key 40 bytes instead of 16, a price paid for having one map
-//! instead of two.
+//! Kernel memory per entry as `/proc/PID/fdinfo` tells it, the kernel's own share included. Only
+//! `FLOWS` is large; 16-byte addresses make its key 40 bytes instead of 16, a price paid for having
+//! one map instead of two.
 
 /// Frontends: addresses × ports × protocols. 120 bytes each.
 pub const FRONTENDS: u32 = 131_072;
@@ -12,7 +12,7 @@ pub const SLOTS: u32 = 1_048_576;
 pub const BACKENDS: u32 = 524_288;
 /// Service ports × families. 272 bytes each, and 32 bytes per CPU.
 pub const SERVICES: u32 = 65_536;
-/// Flow records, two a conversation, if memory allows. 192 bytes each, buckets included.
+/// Flow records, two a conversation, if memory allows. 186 bytes each.
 pub const FLOWS: u32 = 524_288;
 /// Fewest flow records ever taken by default.
 pub const FLOWS_MIN: u32 = 65_536;

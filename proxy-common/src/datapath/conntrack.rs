@@ -99,9 +99,9 @@ pub fn touch<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, signal: Signa
     }
 }
 
-/// Brings both records up to date, with the state `next`: then neither of the two grows old, or is evicted, alone.
-/// Returns whether the twin was there; one that was evicted is made anew by the next packet that
-/// opens the flow.
+/// Brings both records up to date, with the state `next`: then neither of the two grows old, or is
+/// evicted, alone. Returns whether the twin was there; one that was evicted is made anew by the
+/// next packet that opens the flow.
 #[inline(never)]
 fn refresh<T: Tables>(tables: &T, flow: &mut Flow, protocol: u8, next: u8) -> bool {
     let now = tables.now();
