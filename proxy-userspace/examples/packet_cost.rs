@@ -17,7 +17,8 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::cast;
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{
-    Backend, BackendState, Flow, FlowKey, FlowRole, FlowState, Port, Protocol, Side, Tuple,
+    Backend, BackendFlags, BackendState, Flow, FlowKey, FlowRole, FlowState, Port, Protocol, Side,
+    Tuple,
 };
 use proxy_common::datapath::crc32c;
 use proxy_common::testing::Frame;
@@ -155,7 +156,8 @@ fn remember(
         generation: 1,
         port: Port::new(backend.port()),
         state: BackendState::Active as u8,
-        is_local: 0,
+        joined: 1,
+        flags: BackendFlags::NONE,
     };
     backends.set(id, cast::<_, [u8; size_of::<Backend>()]>(entry), 0)?;
     let mut flows: HashMap<&mut MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]> =
@@ -183,7 +185,9 @@ fn remember(
             state: established(frame.protocol) as u8,
             role: FlowRole::Forward as u8,
             twin_side: Side::Egress as u8,
-            turn_back: 0,
+            device: 0,
+            exit: 0,
+            _pad: 0,
             tick: 0,
             created: now,
             last_seen: now,

@@ -253,7 +253,9 @@ mod tests {
             state: state as u8,
             role: 0,
             twin_side: 0,
-            turn_back: 0,
+            device: 0,
+            exit: 0,
+            _pad: 0,
             tick: 0,
             created: 0,
             last_seen,
@@ -320,7 +322,7 @@ mod tests {
     fn an_affinity_lasts_from_its_last_connection() {
         let affinity = Affinity {
             backend: 1,
-            generation: 1,
+            joined: 1,
             last_used: 5 * SECOND,
         };
         assert!(!is_affinity_expired(&affinity, Some(10), 15 * SECOND));

@@ -20,8 +20,8 @@ pub struct AffinityKey {
 pub struct Affinity {
     /// Id of the remembered backend.
     pub backend: u32,
-    /// Its generation when it was chosen.
-    pub generation: u32,
+    /// [`Backend::joined`](super::Backend::joined) when it was chosen.
+    pub joined: u32,
     /// Start of the last new connection: nanoseconds of `CLOCK_MONOTONIC`.
     pub last_used: u64,
 }

@@ -16,14 +16,45 @@ pub struct Backend {
     pub addr: Addr,
     /// The service port that the endpoint belongs to.
     pub service: u32,
-    /// Counts the lives of this id; a record with another number is stale.
+    /// Counts the lives of this id; a flow record with another number is stale.
     pub generation: u32,
+    /// Grows whenever the backend has left both sets, session affinity was switched off, or another
+    /// life of this id begins; an affinity record with another number is void (rules R114, R116).
+    pub joined: u32,
     /// Port of the endpoint.
     pub port: Port,
     /// A [`BackendState`].
     pub state: u8,
-    /// 1 if the endpoint is on this node (rule R25).
-    pub is_local: u8,
+    /// [`BackendFlags`].
+    pub flags: BackendFlags,
+}
+
+/// Properties of a [`Backend`], a bit set.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct BackendFlags(u8);
+
+impl BackendFlags {
+    /// Nothing special.
+    pub const NONE: Self = Self(0);
+    /// The endpoint is on this node (rule R25).
+    pub const IS_LOCAL: Self = Self(1);
+    /// It is a member of the local set (rule R32).
+    pub const IN_LOCAL_SET: Self = Self(1 << 1);
+    /// It is a member of the cluster set (rule R31).
+    pub const IN_CLUSTER_SET: Self = Self(1 << 2);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// What a backend is good for.
@@ -38,6 +69,12 @@ pub enum BackendState {
     Terminating = 2,
     /// Neither ready nor terminating: keeps the flows it has, gets no new ones (rule R34).
     NotReady = 3,
+    /// Does not serve, while another endpoint of the service port does: UDP flows leave it for
+    /// that one, others stay (rules R141, R143).
+    NotServing = 4,
+    /// Its service port is gone, but flows may still use it (rule R147). The id is free when there
+    /// are none left.
+    Detached = 5,
 }
 
 impl BackendState {
@@ -48,6 +85,8 @@ impl BackendState {
             1 => Some(Self::Active),
             2 => Some(Self::Terminating),
             3 => Some(Self::NotReady),
+            4 => Some(Self::NotServing),
+            5 => Some(Self::Detached),
             _ => None,
         }
     }
@@ -59,6 +98,8 @@ impl BackendState {
             Self::Active => "active",
             Self::Terminating => "terminating",
             Self::NotReady => "not-ready",
+            Self::NotServing => "not-serving",
+            Self::Detached => "detached",
         }
     }
 }

@@ -90,20 +90,52 @@ pub struct Flow {
     pub generation: u32,
     /// The service port.
     pub service: u32,
+    /// With [`Exit::Host`]: the device as which the packet comes in.
+    pub device: u32,
     /// A [`FlowState`], the same in both twins.
     pub state: u8,
     /// A [`FlowRole`].
     pub role: u8,
     /// The [`Side`] at which the twin is seen.
     pub twin_side: u8,
-    /// 1: the rewritten packet goes back out of the device it came in by (hairpin).
-    pub turn_back: u8,
+    /// An [`Exit`].
+    pub exit: u8,
     /// The kernel's tick counter at the last packet that was taken note of.
     pub tick: u32,
+    /// Always 0.
+    pub _pad: u32,
     /// When the flow began: nanoseconds of `CLOCK_MONOTONIC`.
     pub created: u64,
     /// Last packet in either direction, to within three seconds: nanoseconds of `CLOCK_MONOTONIC`.
     pub last_seen: u64,
+}
+
+/// Where a rewritten packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// On its way through the kernel's stack.
+    Stack = 0,
+    /// Back out of the device it came in by: a pod that reaches itself.
+    Back = 1,
+    /// Past the stack, to the device and neighbour that the routing table names: a packet with an
+    /// address of this node as source would not be let in.
+    Route = 2,
+    /// Into this node, as if it came in by the device that the record names.
+    Host = 3,
+}
+
+impl Exit {
+    /// The exit with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Back,
+            2 => Self::Route,
+            3 => Self::Host,
+            _ => Self::Stack,
+        }
+    }
 }
 
 /// Which of two twins a [`Flow`] is.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Addr, FlowKey, Port, Protocol};
+use super::{Addr, Family, FlowKey, Port, Protocol};
 
 /// Key of the map `FRONTENDS`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
@@ -19,7 +19,7 @@ pub struct FrontendKey {
 }
 
 impl FrontendKey {
-    /// The frontend that a packet of this flow is for.
+    /// The frontend at exactly the address that a packet of this flow is for.
     #[inline(always)]
     pub const fn of(flow: &FlowKey) -> Self {
         Self {
@@ -40,6 +40,38 @@ impl FrontendKey {
             scope: Scope::Exact as u8,
         }
     }
+
+    /// The NodePort that a packet of this flow is for, if its destination accepts NodePorts.
+    #[inline(always)]
+    pub const fn node_port_of(flow: &FlowKey) -> Self {
+        Self {
+            addr: Self::any_node_address(flow.tuple.dst.is_v4()),
+            port: flow.tuple.dst_port,
+            protocol: flow.protocol,
+            scope: Scope::NodePort as u8,
+        }
+    }
+
+    /// The NodePort of this family, number and protocol.
+    #[inline(always)]
+    pub const fn node_port(family: Family, port: Port, protocol: Protocol) -> Self {
+        Self {
+            addr: Self::any_node_address(matches!(family, Family::Ipv4)),
+            port,
+            protocol: protocol.number(),
+            scope: Scope::NodePort as u8,
+        }
+    }
+
+    /// Stands for every address of one family that accepts NodePorts: `0.0.0.0` or `::`.
+    #[inline(always)]
+    const fn any_node_address(is_v4: bool) -> Addr {
+        if is_v4 {
+            Addr::from_v4_word(0)
+        } else {
+            Addr::UNSPECIFIED
+        }
+    }
 }
 
 /// How the address of a [`FrontendKey`] is matched.
@@ -48,6 +80,9 @@ impl FrontendKey {
 pub enum Scope {
     /// The packet's destination is the key's address.
     Exact = 0,
+    /// The packet's destination is any address that accepts NodePorts (rules R85, R86), for which
+    /// the key holds `0.0.0.0` or `::`.
+    NodePort = 1,
 }
 
 /// Value of the map `FRONTENDS`: where the backends of a frontend stand.
@@ -94,6 +129,10 @@ impl FrontendFlags {
     pub const LOCAL_ONLY: Self = Self(1);
     /// No usable endpoint anywhere: new connections are rejected, not dropped (rules R35, R65).
     pub const REJECT: Self = Self(1 << 1);
+    /// An external IP, a load balancer's VIP or a NodePort, not a cluster IP (rule R53).
+    pub const EXTERNAL: Self = Self(1 << 2);
+    /// New connections are taken from `SOURCE_RANGES` of the service only (rules R102 to R104).
+    pub const SOURCE_RANGES: Self = Self(1 << 3);
 
     /// Whether all bits of `other` are set.
     #[inline(always)]

@@ -6,6 +6,14 @@
 
 /// Frontends: addresses × ports × protocols. 120 bytes each.
 pub const FRONTENDS: u32 = 131_072;
+/// Addresses of frontends and of this node. 80 bytes each.
+pub const ADDRESSES: u32 = 131_072;
+/// ServiceCIDRs and networks of local pods.
+pub const NETWORKS: u32 = 1_024;
+/// `loadBalancerSourceRanges` × service ports.
+pub const SOURCE_RANGES: u32 = 65_536;
+/// Network devices of this node.
+pub const DEVICES: u32 = 8_192;
 /// Positions of backends in frontends' blocks. 8 bytes each; an update needs old and new block.
 pub const SLOTS: u32 = 1_048_576;
 /// Endpoints × service ports. 32 bytes each.

@@ -12,7 +12,7 @@ use super::checksum::Sum;
 use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{self, Fragment, Headers, ICMP_LEN, IPV4_LEN, IPV6_LEN};
 use super::{Packet, Tables, nat};
-use crate::abi::{Drop, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Verdict};
+use crate::abi::{Drop, Exit, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Verdict};
 
 /// Offset of the checksum in an ICMP or ICMPv6 header.
 const CHECKSUM: u32 = 2;
@@ -47,7 +47,7 @@ pub(super) fn translate<P: Packet, T: Tables>(
 /// An error about a hairpin packet has to be turned back like the packet itself.
 #[inline(always)]
 const fn kind(record: &Flow) -> Rewrite {
-    if record.turn_back == 0 {
+    if record.exit == Exit::Stack as u8 {
         Rewrite::IcmpError
     } else if record.role == FlowRole::Forward as u8 {
         Rewrite::HairpinForward

@@ -7,8 +7,8 @@ use super::open::{Opened, open};
 use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
 use super::{Count, Packet, Tables, icmp, nat, reply};
 use crate::abi::{
-    Drop, Family, Flow, FlowRole, FlowState, FragmentKey, FragmentPorts, Pass, Protocol, Rewrite,
-    Side, Verdict,
+    Drop, Exit, Family, Flow, FlowRole, FlowState, FragmentKey, FragmentPorts, Pass, Protocol,
+    Rewrite, Side, Verdict,
 };
 
 /// Decides about a packet from a client, and rewrites it if it is for a Service.
@@ -90,12 +90,14 @@ fn known<P: Packet, T: Tables>(
     }
     touch(tables, flow, headers.key.protocol, headers.signal());
     tables.count(flow.service, packet.len(), Count::Packet);
-    Hit::Done(Verdict::Rewrite(match (is_forward, flow.turn_back != 0) {
-        (true, false) => Rewrite::Forward,
-        (false, false) => Rewrite::Reverse,
-        (true, true) => Rewrite::HairpinForward,
-        (false, true) => Rewrite::HairpinReverse,
-    }))
+    Hit::Done(Verdict::Rewrite(
+        match (is_forward, flow.exit != Exit::Stack as u8) {
+            (true, false) => Rewrite::Forward,
+            (false, false) => Rewrite::Reverse,
+            (true, true) => Rewrite::HairpinForward,
+            (false, true) => Rewrite::HairpinReverse,
+        },
+    ))
 }
 
 /// Whether the flow's backend is gone: its id has begun another life.

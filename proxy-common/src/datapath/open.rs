@@ -5,8 +5,8 @@ use super::parse::{Headers, Signal};
 use super::select::{Chosen, Refusal, finish, select_backend};
 use super::{Claim, Count, Packet, Tables, nat};
 use crate::abi::{
-    Addr, Drop, Flow, FlowKey, FlowRole, FrontendKey, Pass, Port, Protocol, Rewrite, Settings,
-    SettingsFlags, Side, Tuple, Verdict,
+    Addr, Drop, Exit, Flow, FlowKey, FlowRole, FrontendKey, Pass, Port, Protocol, Rewrite,
+    Settings, SettingsFlags, Side, Tuple, Verdict,
 };
 
 /// How far [`open`] came.
@@ -83,7 +83,7 @@ fn establish<P: Packet, T: Tables>(
     }
     nat::rewrite(packet, tables, headers, &flow.to)?;
     tables.count(flow.service, packet.len(), Count::Flow);
-    Ok(if flow.turn_back == 0 {
+    Ok(if flow.exit == Exit::Stack as u8 {
         Rewrite::NewFlow
     } else {
         Rewrite::HairpinForward
@@ -101,8 +101,14 @@ fn record(headers: &Headers, service: u32, chosen: &Chosen<'_>, (now, tick): (u6
         state: first_state(headers.protocol(), headers.signal()) as u8,
         role: FlowRole::Reverse as u8,
         twin_side: Side::Ingress as u8,
-        turn_back: u8::from(is_hairpin(headers, chosen)),
+        device: 0,
+        exit: if is_hairpin(headers, chosen) {
+            Exit::Back
+        } else {
+            Exit::Stack
+        } as u8,
         tick,
+        _pad: 0,
         created: now,
         last_seen: now,
     }

@@ -1,7 +1,9 @@
 //! Choosing a backend.
 
 use super::Tables;
-use crate::abi::{Affinity, AffinityKey, Backend, BackendState, FlowKey, Frontend, FrontendFlags};
+use crate::abi::{
+    Affinity, AffinityKey, Backend, BackendFlags, BackendState, FlowKey, Frontend, FrontendFlags,
+};
 
 /// Why a frontend has no backend for a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +57,7 @@ pub fn select_backend<'a, T: Tables>(
     let chosen = remembered(tables, frontend, &key, now, by_hash.backend).unwrap_or(by_hash);
     let memory = Affinity {
         backend: chosen.id,
-        generation: chosen.backend.generation,
+        joined: chosen.backend.joined,
         last_used: now,
     };
     tables.put_affinity(&key, &memory);
@@ -117,11 +119,12 @@ fn remembered<'a, T: Tables>(
     const SECOND: u64 = 1_000_000_000;
     let memory = tables.affinity(key)?;
     let chosen = live(tables, frontend.service, memory.backend)?;
-    let is_same = chosen.backend.generation == memory.generation;
+    let is_same = chosen.backend.joined == memory.joined;
     let is_recent =
         now.wrapping_sub(memory.last_used) <= u64::from(frontend.affinity_seconds) * SECOND;
     let is_allowed = chosen.backend.state == of_the_set.state
-        && (chosen.backend.is_local != 0 || !frontend.flags.contains(FrontendFlags::LOCAL_ONLY));
+        && (chosen.backend.flags.contains(BackendFlags::IS_LOCAL)
+            || !frontend.flags.contains(FrontendFlags::LOCAL_ONLY));
     (is_same && is_recent && is_allowed).then_some(chosen)
 }
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendState, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendFlags, FrontendKey, Port, Protocol, ServiceCounters, Settings,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendFlags, FrontendKey, Port, Protocol, ServiceCounters, Settings,
 };
 use crate::datapath::{Claim, Count, Tables, crc32c};
 
@@ -89,9 +89,10 @@ impl Memory {
             addr: at.ip().into(),
             service,
             generation: 1,
+            joined: 1,
             port: Port::new(at.port()),
             state: BackendState::Active as u8,
-            is_local: 0,
+            flags: BackendFlags::NONE,
         };
         let known = self.backends.iter().position(|backend| {
             (backend.addr, backend.port, backend.service) == (wanted.addr, wanted.port, service)

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use proxy_common::abi::{Addr, Flow, FlowKey, FlowRole, FlowState, Port, Protocol};
+use proxy_common::abi::{Addr, Exit, Flow, FlowKey, FlowRole, FlowState, Port, Protocol};
 use serde::Serialize;
 
 use super::progress::Progress;
@@ -148,7 +148,7 @@ fn flow_view(
         frontend: socket(key.tuple.dst, key.tuple.dst_port),
         backend: socket(flow.to.dst, flow.to.dst_port),
         state: FlowState::from_number(flow.state).map_or("?", FlowState::name),
-        hairpin: flow.turn_back != 0,
+        hairpin: flow.exit == Exit::Back as u8,
         age: millis(flow.created, now),
         idle: millis(last_seen, now),
         expires_in: millis(now, end),
@@ -234,7 +234,9 @@ mod tests {
             state: FlowState::TcpSynSent as u8,
             role: FlowRole::Forward as u8,
             twin_side: Side::Egress as u8,
-            turn_back: 0,
+            device: 0,
+            exit: 0,
+            _pad: 0,
             tick: 0,
             created: 100 * SECOND,
             last_seen: 100 * SECOND,

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use proxy_common::abi::{
-    Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Protocol, ServiceCounters,
+    Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey, Protocol,
+    ServiceCounters,
 };
 use serde::Serialize;
 
@@ -155,7 +156,7 @@ fn backend_view(backend: &Backend) -> BackendView {
         address: backend.addr.to_string(),
         port: backend.port.number(),
         state: BackendState::from_number(backend.state).map_or("?", BackendState::name),
-        local: backend.is_local != 0,
+        local: backend.flags.contains(BackendFlags::IS_LOCAL),
     }
 }
 
@@ -240,7 +241,12 @@ mod tests {
             generation: 1,
             port: Port::new(8080),
             state: state as u8,
-            is_local: u8::from(is_local),
+            joined: 1,
+            flags: if is_local {
+                BackendFlags::IS_LOCAL
+            } else {
+                BackendFlags::NONE
+            },
         }
     }
 

@@ -123,7 +123,7 @@ fn describe_backend(backend: Option<&Backend>) -> String {
     match BackendState::from_number(backend.state) {
         Some(BackendState::Active) => socket.to_string(),
         Some(state @ BackendState::Gone) => format!("!{socket}({})", state.name()),
-        Some(state @ (BackendState::Terminating | BackendState::NotReady)) => {
+        Some(state) => {
             format!("{socket}({})", state.name())
         }
         None => format!("!{socket}({})", backend.state),

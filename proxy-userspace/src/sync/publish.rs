@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::abi::Backend;
+use proxy_common::abi::{Backend, BackendFlags};
 
 use super::Sync;
 use super::actual::{HeldPort, service_name};
@@ -147,7 +147,12 @@ impl Sync {
             generation: old.generation.max(1),
             port: desired.port,
             state: desired.state as u8,
-            is_local: desired.is_local.into(),
+            joined: old.joined.max(1),
+            flags: if desired.is_local {
+                BackendFlags::IS_LOCAL
+            } else {
+                BackendFlags::NONE
+            },
         };
         if backend == old {
             return Ok(id);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::stage::{NEW_FLOW, PROTOCOLS, SECOND, STAGES, Stage, at, ip};
-use crate::abi::{Affinity, AffinityKey, BackendState, FrontendFlags, Protocol};
+use crate::abi::{Affinity, AffinityKey, BackendFlags, BackendState, FrontendFlags, Protocol};
 use crate::testing::{Memory, Scene};
 
 pub(super) fn scenes() -> Vec<Scene> {
@@ -137,7 +137,7 @@ fn expires(stage: Stage, protocol: Protocol) -> Scene {
     };
     let other = Affinity {
         backend: 1,
-        generation: 1,
+        joined: 1,
         last_used: 0,
     };
     let _none = memory.affinity.borrow_mut().insert(client, other);
@@ -151,7 +151,7 @@ fn expires(stage: Stage, protocol: Protocol) -> Scene {
         let now = memory.now.get();
         let expected = Affinity {
             backend: 0,
-            generation: 1,
+            joined: 1,
             last_used: now,
         };
         assert_eq!(memory.affinity.borrow()[&client], expected);
@@ -250,7 +250,7 @@ fn not_local(stage: Stage, protocol: Protocol) -> Scene {
     .change(move |memory| {
         memory
             .backends_at(ip(stage.other_backend))
-            .for_each(|backend| backend.is_local = 1);
+            .for_each(|backend| backend.flags = BackendFlags::IS_LOCAL);
         let frontend = memory.frontend_mut(at(stage.frontend), protocol);
         frontend.flags = FrontendFlags::LOCAL_ONLY;
         frontend.n_local = 1;
