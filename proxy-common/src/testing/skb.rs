@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use super::memory::longest;
 use crate::abi::{Addr, NetworkKey};
 use crate::datapath::checksum::Difference;
-use crate::datapath::{Packet, Route};
+use crate::datapath::{Origin, Packet, Route};
 
 /// A packet as a program sees it, with the kernel's knowledge of its checksum.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -143,7 +143,7 @@ impl Packet for Skb {
         self.is_segmented
     }
 
-    fn route(&mut self, _src: &Addr, dst: &Addr, _device: u32) -> Route {
+    fn route(&mut self, _src: &Addr, dst: &Addr, _origin: Origin) -> Route {
         match longest(&self.routes, dst) {
             Some(device) => {
                 self.sent = Sent::Neighbour(device);

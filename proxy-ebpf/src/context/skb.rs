@@ -14,7 +14,7 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::abi::Addr;
 use proxy_common::datapath::checksum::{Difference, was_complete};
-use proxy_common::datapath::{Packet, Route};
+use proxy_common::datapath::{Origin, Packet, Route};
 
 use super::fib;
 use crate::kernel;
@@ -202,8 +202,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn route(&mut self, src: &Addr, dst: &Addr, device: u32) -> Route {
-        match black_box(fib::route(self.raw, src, dst, device)) {
+    fn route(&mut self, src: &Addr, dst: &Addr, origin: Origin) -> Route {
+        match black_box(fib::route(self.raw, src, dst, origin)) {
             0 => Route::None,
             device => {
                 self.action = TC_ACT_REDIRECT;
