@@ -59,6 +59,13 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Option<()>;
 
+    /// Tells the kernel that the sum of the whole packet has stayed the same, which it took to have
+    /// changed by `pseudo` when the checksum was repaired.
+    ///
+    /// A device may have summed up a packet that it received (`CHECKSUM_COMPLETE`). An IPv4 header
+    /// has a checksum of its own that makes up for other addresses, an IPv6 header has not.
+    fn keep_sum(&mut self, pseudo: Difference);
+
     /// Makes the packet `len` bytes long, by cutting or extending its end, and forgets that it
     /// was several segments in one.
     fn resize(&mut self, len: u32) -> Option<()>;

@@ -129,6 +129,9 @@ impl Packet for Skb {
         )
     }
 
+    /// No packet of a test has been summed up by its device.
+    fn keep_sum(&mut self, _pseudo: Difference) {}
+
     fn resize(&mut self, len: u32) -> Option<()> {
         self.bytes.resize(len as usize, 0);
         self.n_linear = self.n_linear.min(len as usize);
