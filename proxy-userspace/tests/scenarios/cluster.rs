@@ -80,6 +80,9 @@ impl Cluster {
         let gone: Vec<_> = self.names().into_iter().map(Event::ServiceGone).collect();
         self.apply(gone);
         assert!(self.maps.is_empty(), "{}", dump(&self.maps.contents()));
+        self.sync.release_detached(&BTreeSet::new(), &mut self.maps);
+        assert!(self.sync.detached().is_empty());
+        assert!(self.maps.contents().backends.iter().all(|it| it.state == 0));
         self.apply(self.filling());
         assert_eq!(self.sync.problems(), []);
         assert_eq!(self.maps.view(), self.desired());

@@ -260,7 +260,14 @@ proptest! {
 }
 
 fn small_capacity() -> impl Strategy<Value = Capacity> {
-    let sizes = (1_u32..12, 1_u32..40, 1_u32..30, 1_u32..12, 1_u32..8, 1_u32..8);
+    let sizes = (
+        1_u32..12,
+        1_u32..40,
+        1_u32..30,
+        1_u32..12,
+        1_u32..8,
+        1_u32..8,
+    );
     sizes.prop_map(
         |(frontends, slots, backends, services, addresses, source_ranges)| Capacity {
             frontends,
