@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendKey};
+use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey};
 
 use super::Sync;
 use super::actual::{HeldPort, address_kind, is_live, service_name};
@@ -130,17 +130,14 @@ impl Sync {
             None => self.write_service(owner, desired, writer)?,
         };
         plan.service = Some(service);
-        let begins_affinity = desired.affinity_seconds > 0 && !self.has_affinity(service);
+        let begins_affinity = desired.affinity_seconds > 0
+            && !self.has_frontend(service, |it| it.affinity_seconds > 0);
         for (index, (backend, id)) in desired.backends.iter().zip(&mut plan.ids).enumerate() {
             let flags = desired.backend_flags(index);
             let next = |old| next(old, service, backend, flags, begins_affinity);
             *id = Some(self.write_backend(*id, next, writer)?);
         }
-        for &net in &desired.source_ranges {
-            if !self.actual.source_ranges.contains(&(service, net)) {
-                self.write(Write::SourceRange { service, net }, writer)?;
-            }
-        }
+        self.write_ranges(service, &desired.source_ranges, writer)?;
         if plan.is_new_block {
             let in_slots = plan.ids.iter().take(plan.block.len as usize);
             let ids = in_slots.copied().flatten().collect();
@@ -157,6 +154,34 @@ impl Sync {
             self.write_frontend(frontend.key, value, writer)?;
         }
         Ok(())
+    }
+
+    /// Lets in who is to be let in; the others are shut out when no frontend needs them any more.
+    fn write_ranges<T: Target>(
+        &mut self,
+        service: u32,
+        ranges: &[IpNet],
+        writer: &mut Writer<'_, T>,
+    ) -> Result<(), Refusal> {
+        // What an earlier attempt could not remove must not let anybody in.
+        if !self.has_frontend(service, |it| {
+            it.flags.contains(FrontendFlags::SOURCE_RANGES)
+        }) {
+            for net in self.surplus_ranges(service, ranges) {
+                self.write(Write::RemoveSourceRange { service, net }, writer)?;
+            }
+        }
+        for &net in ranges {
+            if !self.actual.source_ranges.contains(&(service, net)) {
+                self.write(Write::SourceRange { service, net }, writer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn surplus_ranges(&self, service: u32, keep: &[IpNet]) -> Vec<IpNet> {
+        let old = self.actual.ranges_of(service);
+        old.filter(|net| !keep.contains(net)).collect()
     }
 
     fn write_frontend<T: Target>(
@@ -196,13 +221,13 @@ impl Sync {
         Ok(id)
     }
 
-    /// Whether clients of a service port have affinity now.
-    fn has_affinity(&self, service: u32) -> bool {
+    /// Whether such a frontend of a service port is in force.
+    fn has_frontend(&self, service: u32, is_such: impl Fn(&Frontend) -> bool) -> bool {
         let port = self.actual.port(service);
-        let frontends = port
+        let mut frontends = port
             .into_iter()
             .flat_map(|port| self.actual.frontends_of(port));
-        frontends.into_iter().any(|it| it.affinity_seconds > 0)
+        frontends.any(is_such)
     }
 
     fn write_backend<T: Target>(
@@ -332,8 +357,7 @@ impl Sync {
         desired: &[DesiredPort],
     ) -> Vec<IpNet> {
         let keep = plan.map_or(&[][..], |plan| &desired[plan.index].source_ranges);
-        let old = self.actual.ranges_of(service);
-        old.filter(|net| !keep.contains(net)).collect()
+        self.surplus_ranges(service, keep)
     }
 
     /// Whether a port that lives on loses source ranges. A program that has read its frontend

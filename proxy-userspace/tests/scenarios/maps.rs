@@ -8,8 +8,8 @@ use beeline::model::ObjectName;
 use beeline::sync::{Capacity, Contents, Target, Write};
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, AddressFlags, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Port,
-    ServiceName,
+    Addr, AddressFlags, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey,
+    Port, ServiceName,
 };
 
 /// What a packet to one frontend would see: everything that decides about it, without ids.
@@ -20,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) affinity_seconds: u32,
     pub(crate) local: Vec<SocketAddr>,
     pub(crate) cluster: Vec<SocketAddr>,
+    /// From where connections are taken; empty: from everywhere.
+    pub(crate) ranges: BTreeSet<IpNet>,
 }
 
 /// What packets would see, by frontend.
@@ -43,10 +45,39 @@ pub(crate) fn desired_view(name: &ObjectName, ports: &[DesiredPort]) -> View {
                     .map(desired_socket)
                     .collect(),
                 cluster: port.backends[cluster].iter().map(desired_socket).collect(),
+                ranges: if frontend.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                    port.source_ranges.iter().copied().collect()
+                } else {
+                    BTreeSet::new()
+                },
             };
             (frontend.key, seen)
         })
         .collect()
+}
+
+/// By service port and address, what a backend is good for.
+pub(crate) type Backends = BTreeMap<String, (u8, BackendFlags)>;
+
+/// What there should be of the backends of a Service.
+pub(crate) fn desired_backends(name: &ObjectName, ports: &[DesiredPort]) -> Backends {
+    let of_port = |port: &DesiredPort| {
+        let colon = if port.name.is_empty() { "" } else { ":" };
+        let text = format!("{name}{colon}{} {}", port.name, port.protocol.number());
+        let line = |(index, it): (usize, &DesiredBackend)| {
+            let flags = port.backend_flags(index);
+            (
+                format!("{text} {}", desired_socket(it)),
+                (it.state as u8, flags),
+            )
+        };
+        port.backends
+            .iter()
+            .enumerate()
+            .map(line)
+            .collect::<Vec<_>>()
+    };
+    ports.iter().flat_map(of_port).collect()
 }
 
 fn desired_socket(backend: &DesiredBackend) -> SocketAddr {
@@ -168,7 +199,36 @@ impl Maps {
                 .map(socket)
                 .collect(),
             cluster: (cluster..cluster + value.n_cluster).map(socket).collect(),
+            ranges: if value.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                let own = self.source_ranges.iter();
+                let own = own.filter(|(service, _)| *service == value.service);
+                own.map(|(_, net)| *net).collect()
+            } else {
+                BTreeSet::new()
+            },
         }
+    }
+
+    /// The live backends, with what they are good for.
+    pub(crate) fn backends(&self) -> Backends {
+        let live = self.backends.iter().filter(|backend| is_live(backend));
+        let line = |it: &Backend| {
+            let name = &self.services[&it.service];
+            let place = socket(it.addr, it.port);
+            let port = format!("{} {} {place}", name.text(), name.protocol);
+            (port, (it.state, it.flags))
+        };
+        live.map(line).collect()
+    }
+
+    /// What frontends and these addresses of the node make of every address.
+    pub(crate) fn assert_addresses(&self, own: &BTreeMap<Addr, AddressFlags>) {
+        let mut expected = own.clone();
+        for key in self.frontends.keys().filter(|key| key.scope == 0) {
+            let flags = own.get(&key.addr).copied().unwrap_or_default();
+            expected.insert(key.addr, flags.union(self.used_as(key.addr)));
+        }
+        assert_eq!(self.addresses, expected);
     }
 
     /// Slots that frontends name.
