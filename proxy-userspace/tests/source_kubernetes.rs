@@ -359,7 +359,7 @@ async fn a_cut_connection_is_resumed_where_it_was() {
         .iter()
         .filter(|request| request.contains("[limit="))
         .count();
-    assert_eq!(lists, 3);
+    assert_eq!(lists, 4);
     it.expect_nothing_before_a_change("10.0.0.9").await;
 }
 
