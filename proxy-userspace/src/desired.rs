@@ -160,19 +160,22 @@ fn compile_port(
     // Rule R35: the local set is part of what the cluster set could fall back on, so an empty
     // cluster set says that there is no usable endpoint anywhere.
     let has_endpoints = choice.n_cluster > 0;
-    let source_ranges = frontends::source_ranges(service, family, node);
+    let ranges = frontends::source_ranges(service, family, node);
+    let frontends =
+        frontends::of_port(service, port, cluster_ip, has_endpoints, !ranges.is_empty());
+    let is_guarded = |it: &DesiredFrontend| it.flags.contains(FrontendFlags::SOURCE_RANGES);
+    // Not so if the only VIPs are cluster IPs as well.
+    let source_ranges = if frontends.iter().any(is_guarded) {
+        ranges
+    } else {
+        vec![]
+    };
     DesiredPort {
         name: Arc::clone(&port.name),
         protocol: port.protocol,
         family,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
-        frontends: frontends::of_port(
-            service,
-            port,
-            cluster_ip,
-            has_endpoints,
-            !source_ranges.is_empty(),
-        ),
+        frontends,
         source_ranges,
         backends: choice.backends,
         n_local: choice.n_local,

@@ -149,6 +149,12 @@ impl Cluster {
             .collect()
     }
 
+    /// What packets should see of each Service if it were alone.
+    pub(crate) fn desired_each(&self) -> Vec<View> {
+        let names = self.names().into_iter();
+        names.map(|name| self.desired_of(&name)).collect()
+    }
+
     /// What packets should see of one Service.
     pub(crate) fn desired_of(&self, name: &ObjectName) -> View {
         desired_view(name, &self.compiled(name.clone()).1)

@@ -219,12 +219,12 @@ fn apply_watched(cluster: &mut Cluster, batch: Vec<Event>) -> Vec<Maps> {
     cluster.apply(batch);
     let history = cluster.maps.history.take().unwrap();
     let desired = cluster.desired();
-    assert_only(&history, [&before, &desired], &desired);
+    assert_only(&history, [&before, &desired], &cluster.desired_each());
     history
 }
 
 /// Nobody ever sees anything but one of these views, frontend by frontend.
-fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &View) {
+fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &[View]) {
     for (step, maps) in history.iter().enumerate() {
         let view = maps.view();
         let keys = allowed
@@ -246,8 +246,8 @@ fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &View) {
 
 /// Whether this is as in one of these views but for source ranges: new ones come before, and old
 /// ones go after the change.
-fn is_between(key: &FrontendKey, seen: &Seen, allowed: [&View; 2], desired: &View) -> bool {
-    let views = allowed.into_iter().chain([desired]);
+fn is_between(key: &FrontendKey, seen: &Seen, allowed: [&View; 2], desired: &[View]) -> bool {
+    let views = allowed.into_iter().chain(desired);
     let of_service = views.flat_map(|view| view.values());
     let all: BTreeSet<_> = of_service
         .filter(|it| it.service == seen.service)
@@ -326,7 +326,7 @@ proptest! {
             cluster.apply(batch);
             let after = cluster.maps.view();
             let history = cluster.maps.history.take().unwrap();
-            assert_only(&history, [&before, &after], &cluster.desired());
+            assert_only(&history, [&before, &after], &cluster.desired_each());
             assert_owners(&cluster, &before, &after);
         }
         cluster.empty_and_fill();
@@ -376,7 +376,7 @@ proptest! {
                 cluster.restart();
                 let history = cluster.maps.history.take().unwrap();
                 let desired = cluster.desired();
-    assert_only(&history, [&before, &desired], &desired);
+    assert_only(&history, [&before, &desired], &cluster.desired_each());
                 prop_assert_eq!(cluster.maps.view(), cluster.desired());
                 prop_assert_eq!(cluster.restart(), 0);
                 cluster.maps = survivor;
