@@ -132,6 +132,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (rule R51).
     pub pod_cidrs: Vec<IpNet>,
+    /// Whether it is about to go: it has the taint `ToBeDeletedByClusterAutoscaler` or a
+    /// deletionTimestamp (rule R134).
+    pub to_be_deleted: bool,
 }
 
 /// A change of what is known; what every source yields.

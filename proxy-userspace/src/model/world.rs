@@ -290,6 +290,7 @@ mod tests {
             zone: zone.map(Into::into),
             addresses: vec![address.parse().unwrap()],
             pod_cidrs: vec![],
+            to_be_deleted: false,
         })
     }
 

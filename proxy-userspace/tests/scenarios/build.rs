@@ -33,6 +33,7 @@ pub(crate) fn node(zone: Option<&str>) -> Event {
         zone,
         addresses: vec![],
         pod_cidrs: vec![],
+        to_be_deleted: false,
     })
 }
 

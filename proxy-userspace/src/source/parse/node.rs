@@ -17,11 +17,21 @@ pub fn node(strings: &mut Strings, name: ObjectName, object: &k8s::Node) -> Pars
         zone: zone.map(|zone| strings.share(zone)),
         addresses: addresses(object, &mut errors),
         pod_cidrs: pod_cidrs(object, &mut errors),
+        to_be_deleted: is_to_be_deleted(object),
     };
     Parsed {
         object: Some(node),
         errors: errors.0,
     }
+}
+
+/// Whatever the taint's effect and value (rule R134).
+fn is_to_be_deleted(object: &k8s::Node) -> bool {
+    let taints = object.spec.iter().flat_map(|spec| &spec.taints).flatten();
+    object.metadata.deletion_timestamp.is_some()
+        || taints
+            .into_iter()
+            .any(|taint| taint.key == "ToBeDeletedByClusterAutoscaler")
 }
 
 /// InternalIP before ExternalIP; host names and other types are none (rule R181).
