@@ -132,8 +132,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (rule R51).
     pub pod_cidrs: Vec<IpNet>,
-    /// Whether it is about to go: it has the taint `ToBeDeletedByClusterAutoscaler` or a
-    /// deletionTimestamp (rule R134).
+    /// It is about to go: it has the taint `ToBeDeletedByClusterAutoscaler` or a
+    /// `deletionTimestamp` (rule R134).
     pub to_be_deleted: bool,
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use super::{Errors, Item, Parsed, Strings, address, each, label, not_empty};
 use crate::model::{Node, ObjectName};
 
-/// What matters of a Node (rules R46, R48, R51, R181).
+/// What matters of a Node (rules R46, R48, R51, R134, R181).
 pub fn node(strings: &mut Strings, name: ObjectName, object: &k8s::Node) -> Parsed<Node> {
     let mut errors = Errors::default();
     let zone = not_empty(label(&object.metadata, "topology.kubernetes.io/zone"));
@@ -23,15 +23,6 @@ pub fn node(strings: &mut Strings, name: ObjectName, object: &k8s::Node) -> Pars
         object: Some(node),
         errors: errors.0,
     }
-}
-
-/// Whatever the taint's effect and value (rule R134).
-fn is_to_be_deleted(object: &k8s::Node) -> bool {
-    let taints = object.spec.iter().flat_map(|spec| &spec.taints).flatten();
-    object.metadata.deletion_timestamp.is_some()
-        || taints
-            .into_iter()
-            .any(|taint| taint.key == "ToBeDeletedByClusterAutoscaler")
 }
 
 /// InternalIP before ExternalIP; host names and other types are none (rule R181).
@@ -53,6 +44,14 @@ fn addresses(object: &k8s::Node, errors: &mut Errors) -> Vec<IpAddr> {
     }
     internal.append(&mut external);
     internal
+}
+
+/// Whether the cluster autoscaler or somebody else has marked the Node for deletion (rule R134).
+fn is_to_be_deleted(object: &k8s::Node) -> bool {
+    let spec = object.spec.as_ref();
+    let mut taints = each(spec.and_then(|spec| spec.taints.as_ref()));
+    object.metadata.deletion_timestamp.is_some()
+        || taints.any(|(_, taint)| taint.key == "ToBeDeletedByClusterAutoscaler")
 }
 
 fn pod_cidrs(object: &k8s::Node, errors: &mut Errors) -> Vec<IpNet> {
