@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_common::abi::Family;
 use tokio::task::JoinHandle;
 
@@ -33,6 +34,7 @@ pub(super) struct Probes {
 impl Probes {
     /// Starts the servers. `None` in place of an address leaves its server out.
     pub(super) fn start(healthz: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Self {
+        allow_sockets();
         let (address_of_metrics, metrics) = (metrics, Metrics::new());
         let health = Health::new(State::new(SYNC_PERIOD), Instant::now);
         let problems = Problems::default();
@@ -104,6 +106,14 @@ impl Probes {
                 }
             }
         });
+    }
+}
+
+/// As many sockets as the hard limit permits: health check node ports may need thousands.
+fn allow_sockets() {
+    let raise = |(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    if let Err(error) = getrlimit(Resource::RLIMIT_NOFILE).and_then(raise) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
     }
 }
 
