@@ -58,9 +58,6 @@ pub(super) struct RunArgs {
     /// made of.
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = filter)]
     log: String,
-    /// How to log.
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: LogFormat,
     /// Where to answer load balancers and the kubelet at /healthz and /livez; empty: nowhere.
     /// 0.0.0.0 and [::] stand for all addresses of both families.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
@@ -68,6 +65,9 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     metrics_bind_address: crate::health::Bind,
+    /// How to log.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
     // Last: what follows would come under its heading.
     #[command(flatten)]
     sizes: SizeArgs,

@@ -220,10 +220,10 @@ impl Control {
             message: message.clone(),
         });
         self.status.problems = of_source
+            .chain(self.vitals.problems.all())
             .chain(self.start_problem())
             .chain(self.sync.problems())
             .chain(view.problems)
-            .chain(self.vitals.problems.all())
             .collect();
         self.status.devices = view.edges;
         self.write_status();
