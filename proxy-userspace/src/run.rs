@@ -8,6 +8,7 @@ mod edges;
 mod logs;
 mod origin;
 mod unread;
+mod vitals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +52,10 @@ pub struct Options {
     pub flags: SettingsFlags,
     /// How to attach; `None`: the best way that the kernel offers.
     pub method: Option<Method>,
+    /// Where `/healthz` and `/livez` are (rule R130).
+    pub healthz: crate::health::Bind,
+    /// Where the metrics are (rule R137).
+    pub metrics: crate::health::Bind,
 }
 
 /// The kernel programs.

@@ -58,6 +58,13 @@ pub(super) struct RunArgs {
     /// made of.
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = filter)]
     log: String,
+    /// Where to answer load balancers and the kubelet at /healthz and /livez; empty: nowhere.
+    /// 0.0.0.0 and [::] stand for all addresses of both families.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
+    healthz_bind_address: crate::health::Bind,
+    /// Where to serve /metrics; empty: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
+    metrics_bind_address: crate::health::Bind,
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -244,6 +251,8 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
             AttachArg::Tcx => Method::Tcx,
             AttachArg::Clsact => Method::Clsact,
         }),
+        healthz: args.healthz_bind_address,
+        metrics: args.metrics_bind_address,
     })
 }
 

@@ -55,6 +55,7 @@ pub(super) struct Control {
     unread: Unread,
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
+    vitals: super::vitals::Vitals,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<View>,
@@ -105,6 +106,7 @@ impl Control {
             is_complete: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
+            vitals: super::vitals::Vitals::start(options.healthz.0, options.metrics.0),
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(View::default()).1,
@@ -142,6 +144,7 @@ impl Control {
     pub(super) async fn run(mut self, mut source: Source) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut trouble = self.vitals.problems.changes();
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
@@ -158,6 +161,7 @@ impl Control {
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
+                Ok(()) = trouble.changed() => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -216,6 +220,7 @@ impl Control {
             message: message.clone(),
         });
         self.status.problems = of_source
+            .chain(self.vitals.problems.all())
             .chain(self.start_problem())
             .chain(self.sync.problems())
             .chain(view.problems)
@@ -242,7 +247,9 @@ impl Control {
             }
         }
         self.unread.update(&self.problems, &self.world);
+        self.vitals.tell_node(&self.world);
         if self.is_complete && (self.changed.is_some() || self.knows_more()) {
+            self.vitals.changed();
             tokio::task::block_in_place(|| self.follow());
         }
     }
@@ -299,6 +306,9 @@ impl Control {
                 .iter()
                 .map(|name| (name.clone(), desired(&self.world, &facts, name)))
                 .collect();
+            for (name, ports) in &changes {
+                self.vitals.desired(name, ports);
+            }
             report = sum(report, self.sync.apply(changes, &mut self.maps));
         }
         if !self.sync.unclaimed().is_empty() {
@@ -337,6 +347,7 @@ impl Control {
 
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
+        self.vitals.concluded(&self.world, &self.node, &self.sync);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,

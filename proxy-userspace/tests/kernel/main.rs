@@ -21,3 +21,4 @@ mod spread;
 mod test_run;
 mod transfer;
 mod unread;
+mod vitals;
