@@ -16,7 +16,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
+use crate::devices::routes::RouteError;
 use crate::loader::attach::AttachError;
 use crate::loader::checks::CheckError;
 use crate::loader::lock::LockError;
@@ -114,6 +116,10 @@ enum Error {
     Lock(#[from] LockError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    HostEdge(#[from] HostEdgeError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]

@@ -200,7 +200,9 @@ impl Devices {
         let forget = gone.into_values().map(|(device, _)| Task::Forget(device));
         let mut tasks: Vec<_> = forget.collect();
         let changes = self.follow_roles();
-        let detach = changes.into_iter().filter(|task| matches!(task, Task::Detach(_)));
+        let detach = changes
+            .into_iter()
+            .filter(|task| matches!(task, Task::Detach(_)));
         tasks.extend(detach);
         let edges = self.edges.values().cloned();
         tasks.extend(edges.map(|(device, role)| Task::Attach(device, role)));
@@ -213,15 +215,25 @@ impl Devices {
         let mut links: Vec<_> = self.links.values().collect();
         links.sort_by_key(|link| {
             let index = link.device.index;
-            let is_pod = self.edges.get(&index).is_some_and(|(_, role)| *role == Role::PodEdge);
+            let is_pod = self
+                .edges
+                .get(&index)
+                .is_some_and(|(_, role)| *role == Role::PodEdge);
             let is_remote = link.kind.leads_elsewhere() && !is_pod;
             (!self.uplinks.contains(&index), !is_remote, index)
         });
-        links.into_iter().map(|link| self.local_device(link)).collect()
+        links
+            .into_iter()
+            .map(|link| self.local_device(link))
+            .collect()
     }
 
     fn local_device(&self, link: &Link) -> LocalDevice {
-        let mut addresses = self.addresses.get(&link.device.index).cloned().unwrap_or_default();
+        let mut addresses = self
+            .addresses
+            .get(&link.device.index)
+            .cloned()
+            .unwrap_or_default();
         // Stable: among equals the kernel's order decides, as it does for its own packets.
         addresses.sort_by_key(|assigned| assigned.standing);
         let bridge = link.port.filter(|port| port.is_bridge);
@@ -239,7 +251,10 @@ impl Devices {
 
     /// Whether the host edge is there, up, and lets packets through as large as the way out does.
     pub fn has_host_edge(&self) -> bool {
-        let uplinks = self.uplinks.iter().filter_map(|index| self.links.get(index));
+        let uplinks = self
+            .uplinks
+            .iter()
+            .filter_map(|index| self.links.get(index));
         let mtu = uplinks.map(|link| link.mtu).min();
         let host = self.host_device().and_then(|index| self.links.get(&index));
         host.is_some_and(|link| link.is_up && mtu.is_none_or(|mtu| link.mtu == mtu))

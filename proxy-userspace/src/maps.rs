@@ -356,7 +356,7 @@ pub struct Maps {
     /// Addresses → what they are.
     pub addresses: Table<Addr, AddressFlags>,
     /// From where connections to guarded frontends are taken.
-    pub source_ranges: Trie<[u32; 5], u8>,
+    pub source_ranges: Trie<[u32; 5], u32>,
     /// Networks → what they are.
     pub networks: Trie<[u32; 4], NetworkFlags>,
     /// Interface indices → what the datapath has to know of the devices.
@@ -438,8 +438,12 @@ impl Maps {
     ) -> Result<usize, MapFailure> {
         let held: BTreeMap<_, _> = self.held_networks()?;
         let mut n_writes = 0;
-        for (key, flags) in wanted.iter().filter(|(key, flags)| held.get(key) != Some(flags)) {
-            self.networks.insert(key.prefix_len, &key.addr.words(), flags)?;
+        for (key, flags) in wanted
+            .iter()
+            .filter(|(key, flags)| held.get(key) != Some(flags))
+        {
+            self.networks
+                .insert(key.prefix_len, &key.addr.words(), flags)?;
             n_writes += 1;
         }
         for key in held.keys().filter(|key| !wanted.contains_key(key)) {
@@ -470,7 +474,10 @@ impl Maps {
             let _was_there = self.devices.remove(index)?;
             n_writes += 1;
         }
-        for (index, device) in wanted.iter().filter(|(index, device)| held.get(index) != Some(device)) {
+        for (index, device) in wanted
+            .iter()
+            .filter(|(index, device)| held.get(index) != Some(device))
+        {
             self.devices.insert(index, device)?;
             n_writes += 1;
         }

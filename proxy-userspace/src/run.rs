@@ -144,7 +144,10 @@ async fn undo_host_edge(netlink: &rtnetlink::Handle, state_dir: &Path) {
     let removed = host_edge::remove(netlink).await.map(drop);
     for done in [removed, host_edge::put_back(state_dir).map(drop)] {
         if let Err(error) = done {
-            tracing::warn!("taking the host edge back: {:#}", anyhow::Error::from(error));
+            tracing::warn!(
+                "taking the host edge back: {:#}",
+                anyhow::Error::from(error)
+            );
         }
     }
 }

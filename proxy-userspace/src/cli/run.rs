@@ -268,7 +268,11 @@ fn cluster_cidrs(text: &str) -> Result<ClusterCidrs, node::ConfigError> {
 fn same_node_hints(text: &str) -> Result<bool, String> {
     const GATE: &str = "PreferSameTrafficDistribution";
     let mut value = true;
-    for gate in text.split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
+    for gate in text
+        .split(',')
+        .map(str::trim)
+        .filter(|gate| !gate.is_empty())
+    {
         let known = gate.split_once('=').filter(|(name, _)| *name == GATE);
         let Some((_, on)) = known else {
             return Err(format!("{gate:?} is not known; there is only {GATE}"));
@@ -448,8 +452,16 @@ fn own_ports(own: &str, reserved: &str, ports: SourcePorts) -> Option<SourcePort
     let mut numbers = own.split_whitespace().map(str::parse);
     let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let own = SourcePorts { first, last };
-    let reserved: Vec<(u16, u16)> = reserved.trim().split(',').filter_map(reserved_ports).collect();
-    let is_reserved = |port| reserved.iter().any(|(first, last)| (*first..=*last).contains(&port));
+    let reserved: Vec<(u16, u16)> = reserved
+        .trim()
+        .split(',')
+        .filter_map(reserved_ports)
+        .collect();
+    let is_reserved = |port| {
+        reserved
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&port))
+    };
     let mut both = ports.first.max(own.first)..=ports.last.min(own.last);
     both.any(|port| !is_reserved(port)).then_some(own)
 }

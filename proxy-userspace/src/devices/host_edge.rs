@@ -78,7 +78,9 @@ pub async fn ensure(netlink: &Handle) -> Result<bool, HostEdgeError> {
     let present = ours(&everything.links)?;
     let is_new = present.is_empty();
     if is_new {
-        let request = netlink.link().add(LinkVeth::new(HOST_DEVICE, PEER_DEVICE).build());
+        let request = netlink
+            .link()
+            .add(LinkVeth::new(HOST_DEVICE, PEER_DEVICE).build());
         request.execute().await.map_err(link_error("making it"))?;
     }
     if !is_settled(&present, mtu) {
@@ -135,7 +137,10 @@ async fn configure(netlink: &Handle, mtu: u32) -> Result<(), HostEdgeError> {
             .up()
             .build();
         let request = netlink.link().set(change);
-        request.execute().await.map_err(link_error("setting it up"))?;
+        request
+            .execute()
+            .await
+            .map_err(link_error("setting it up"))?;
     }
     Ok(())
 }
@@ -355,7 +360,11 @@ mod tests {
         assert_eq!(changed, ["net.ipv4.conf.lo.accept_local = 0"]);
         assert_eq!(value(&root, ACCEPT_LOCAL), "0");
         assert!(!memory(state.path()).exists());
-        assert!(put_back_below(root.path(), state.path()).unwrap().is_empty());
+        assert!(
+            put_back_below(root.path(), state.path())
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
@@ -363,13 +372,21 @@ mod tests {
         let (root, state) = (sysctls(&V4), tempfile::tempdir().unwrap());
         std::fs::write(root.path().join(ACCEPT_LOCAL), "1").unwrap();
         assert!(set_below(root.path(), state.path()).unwrap().is_empty());
-        assert!(put_back_below(root.path(), state.path()).unwrap().is_empty());
+        assert!(
+            put_back_below(root.path(), state.path())
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(value(&root, ACCEPT_LOCAL), "1");
 
         std::fs::write(root.path().join(ACCEPT_LOCAL), "0").unwrap();
         assert!(set_below(root.path(), state.path()).unwrap().is_empty());
         std::fs::write(root.path().join(ACCEPT_LOCAL), "2").unwrap();
-        assert!(put_back_below(root.path(), state.path()).unwrap().is_empty());
+        assert!(
+            put_back_below(root.path(), state.path())
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(value(&root, ACCEPT_LOCAL), "2");
     }
 
@@ -379,7 +396,8 @@ mod tests {
         let missing = set_below(root.path(), state.path()).unwrap();
         assert_eq!(missing.len(), 1, "{missing:?}");
         assert!(
-            missing[0].contains("net.ipv4.conf.beeline0.forwarding") && missing[0].contains("by IPv4"),
+            missing[0].contains("net.ipv4.conf.beeline0.forwarding")
+                && missing[0].contains("by IPv4"),
             "{missing:?}"
         );
     }

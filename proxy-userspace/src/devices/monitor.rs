@@ -377,14 +377,44 @@ mod tests {
         let (v4, v6): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), Ipv6Addr::LOCALHOST.into());
         let universe = AddressScope::Universe;
         for (ip, scope, flags, expected) in [
-            (v4, universe, AddressFlags::Permanent, Some(Standing::Preferred)),
-            (v4, universe, AddressFlags::Secondary, Some(Standing::Secondary)),
-            (v6, universe, AddressFlags::Secondary, Some(Standing::Temporary)),
-            (v6, universe, AddressFlags::Deprecated, Some(Standing::Deprecated)),
+            (
+                v4,
+                universe,
+                AddressFlags::Permanent,
+                Some(Standing::Preferred),
+            ),
+            (
+                v4,
+                universe,
+                AddressFlags::Secondary,
+                Some(Standing::Secondary),
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Secondary,
+                Some(Standing::Temporary),
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Deprecated,
+                Some(Standing::Deprecated),
+            ),
             (v6, AddressScope::Link, none, Some(Standing::Narrow)),
             (v6, universe, AddressFlags::Tentative, None),
-            (v6, universe, AddressFlags::Tentative | AddressFlags::Optimistic, None),
-            (v6, universe, AddressFlags::Permanent | AddressFlags::Dadfailed, None),
+            (
+                v6,
+                universe,
+                AddressFlags::Tentative | AddressFlags::Optimistic,
+                None,
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Permanent | AddressFlags::Dadfailed,
+                None,
+            ),
         ] {
             assert_eq!(standing(ip, scope, flags), expected, "{ip} {flags:?}");
         }

@@ -136,7 +136,10 @@ pub fn roles(
             None => Role::Other,
         }
     };
-    links.iter().map(|(index, link)| (*index, role(link))).collect()
+    links
+        .iter()
+        .map(|(index, link)| (*index, role(link)))
+        .collect()
 }
 
 /// The role that a device has whatever patterns say.

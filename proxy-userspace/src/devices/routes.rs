@@ -98,7 +98,9 @@ pub async fn read(netlink: &Handle) -> Result<BTreeSet<Route>, RouteError> {
         let mut answers = netlink.route().get(question).execute();
         loop {
             match answers.try_next().await {
-                Ok(Some(message)) => held.extend(is_ours(&message).then(|| route(&message)).flatten()),
+                Ok(Some(message)) => {
+                    held.extend(is_ours(&message).then(|| route(&message)).flatten())
+                }
                 Ok(None) => break,
                 // A kernel without IPv6 has no routes of it.
                 Err(rtnetlink::Error::NetlinkError(_)) if family == Family::Ipv6 => break,
@@ -153,7 +155,10 @@ async fn add(netlink: &Handle, route: &Route, is_replaced: bool) -> Result<(), R
 
 async fn remove(netlink: &Handle, route: &Route) -> Result<(), RouteError> {
     let request = netlink.route().del(message(route));
-    request.execute().await.map_err(failed(route, "removing it"))
+    request
+        .execute()
+        .await
+        .map_err(failed(route, "removing it"))
 }
 
 fn failed(route: &Route, action: &'static str) -> impl FnOnce(rtnetlink::Error) -> RouteError {
@@ -211,7 +216,10 @@ mod tests {
         let networks = ["10.96.0.1/16", "fd00:10:96::/112"].map(|text| text.parse().unwrap());
         let source: IpAddr = [192, 0, 2, 1].into();
         let routes = wanted(networks, &[source], 7);
-        let texts: Vec<_> = routes.iter().map(|it| (it.network.to_string(), it.source)).collect();
+        let texts: Vec<_> = routes
+            .iter()
+            .map(|it| (it.network.to_string(), it.source))
+            .collect();
         let expected = [
             ("10.96.0.0/16".to_owned(), Some(source)),
             ("fd00:10:96::/112".to_owned(), None),

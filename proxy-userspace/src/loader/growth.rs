@@ -58,7 +58,7 @@ fn copier(pins: &Pins, name: &'static str) -> Result<Again, MapFailure> {
     match name {
         "FRONTENDS" => table::<FrontendKey, Frontend>(pins, name),
         "ADDRESSES" => table::<Addr, AddressFlags>(pins, name),
-        "SOURCE_RANGES" => trie::<[u32; 5], u8>(pins, name),
+        "SOURCE_RANGES" => trie::<[u32; 5], u32>(pins, name),
         "SERVICES" => table::<u32, ServiceName>(pins, name),
         "FLOWS" => table::<FlowKey, Flow>(pins, name),
         "AFFINITY" => table::<AffinityKey, Affinity>(pins, name),

@@ -70,7 +70,7 @@ const fn spec<K, V>(name: &'static str, map_type: MapType, option: Option<&'stat
 pub const MAPS: [Spec; 15] = [
     hash::<FrontendKey, Frontend>("FRONTENDS", "--max-frontends"),
     hash::<Addr, AddressFlags>("ADDRESSES", "--max-addresses"),
-    trie::<SourceRangeKey, u8>("SOURCE_RANGES", Some("--max-source-ranges")),
+    trie::<SourceRangeKey, u32>("SOURCE_RANGES", Some("--max-source-ranges")),
     trie::<NetworkKey, NetworkFlags>("NETWORKS", None),
     spec::<u32, Device>("DEVICES", MapType::Hash, None),
     array::<u32>("SLOTS", Some("--max-slots")),

@@ -102,7 +102,12 @@ impl Control {
             timeouts: options.timeouts.by_name(),
         };
         Ok(Self {
-            surroundings: Surroundings::new(options.node.clone(), &maps, routes)?,
+            surroundings: Surroundings::new(
+                options.node.clone(),
+                matches!(options.origin, super::Origin::Kubernetes(_)),
+                &maps,
+                routes,
+            )?,
             state_dir: options.state_dir.clone(),
             world: World::new(),
             changed: Changed::default(),

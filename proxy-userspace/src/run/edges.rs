@@ -216,7 +216,11 @@ impl Edges {
 
     /// Removes what an earlier start left where it does not belong any more.
     async fn clear_others(&mut self) -> Result<(), EdgesError> {
-        let edges: BTreeSet<u32> = self.devices.edges().map(|(device, _)| device.index).collect();
+        let edges: BTreeSet<u32> = self
+            .devices
+            .edges()
+            .map(|(device, _)| device.index)
+            .collect();
         let others: Vec<_> = self.devices.others().cloned().collect();
         for index in self.attacher.pinned()? {
             let is_present = edges.contains(&index) || others.iter().any(|it| it.index == index);

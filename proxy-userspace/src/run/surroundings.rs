@@ -18,8 +18,8 @@ use crate::node::{NodeConfig, NodeTables, tables};
 use crate::status::NodeAddress;
 use crate::sync::{Report, Sync};
 
-/// How long after the first lists of Services those of Nodes and ServiceCIDRs may come: until then
-/// what a predecessor knew of them stays in force.
+/// How long after the first lists of Services an API server's of Nodes and ServiceCIDRs may come:
+/// until then what a predecessor knew of them stays in force.
 const LATE: Duration = Duration::from_secs(3);
 /// Until what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ pub(super) struct Surroundings {
     routes: watch::Sender<Option<BTreeSet<Route>>>,
     /// Whether a predecessor wrote settings, which, and what it knew then stays for a while.
     inherited: Option<Settings>,
+    /// Whether Node and ServiceCIDRs may become known after the Services.
+    is_piecemeal: bool,
     /// When the first lists were complete.
     complete: Option<Instant>,
     last: Option<Last>,
@@ -77,6 +79,7 @@ impl Surroundings {
     /// Goes on from what the maps hold.
     pub(super) fn new(
         config: NodeConfig,
+        is_piecemeal: bool,
         maps: &Maps,
         routes: watch::Sender<Option<BTreeSet<Route>>>,
     ) -> Result<Self, MapFailure> {
@@ -86,6 +89,7 @@ impl Surroundings {
             config,
             routes,
             inherited: (!is_fresh).then_some(settings),
+            is_piecemeal,
             complete: None,
             last: None,
             held: None,
@@ -182,7 +186,11 @@ impl Surroundings {
         if self.held.as_ref() == Some(&new) && self.failure.is_none() {
             return Ok(None);
         }
-        if self.held.as_ref().is_none_or(|held| held.devices != new.devices) {
+        if self
+            .held
+            .as_ref()
+            .is_none_or(|held| held.devices != new.devices)
+        {
             let _n_writes = maps.set_devices(&new.devices)?;
         }
         if self.is_early(seen, &new.settings) {
@@ -205,7 +213,7 @@ impl Surroundings {
             // Without frontends nobody misses anything; with a predecessor's it goes on.
             return seen.world.node().is_none() || self.inherited.is_some();
         }
-        let Some(old) = &self.inherited else {
+        let Some(old) = self.inherited.as_ref().filter(|_| self.is_piecemeal) else {
             return false;
         };
         let knew_more = old.flags.contains(SettingsFlags::SERVICE_CIDRS)
@@ -217,7 +225,11 @@ impl Surroundings {
     }
 
     fn ask_for_routes(&self, seen: &Seen<'_>, new: &NodeTables) {
-        let networks = self.config.service_cidrs.iter().chain(seen.world.service_cidrs());
+        let networks = self
+            .config
+            .service_cidrs
+            .iter()
+            .chain(seen.world.service_cidrs());
         let has_ipv6 = host_edge::has_ipv6();
         let networks = networks.filter(|network| has_ipv6 || matches!(network, IpNet::V4(_)));
         let device = seen.view.host_device;

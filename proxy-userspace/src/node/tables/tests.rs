@@ -16,6 +16,7 @@ fn node(addresses: &str, pod_cidrs: &str) -> Node {
         zone: None,
         addresses: ips(addresses),
         pod_cidrs: nets(pod_cidrs),
+        to_be_deleted: false,
     }
 }
 
