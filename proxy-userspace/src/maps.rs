@@ -332,11 +332,10 @@ fn open(path: &Path, name: &'static str) -> Result<(Map, u32), MapFailure> {
 }
 
 fn is_not_found(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.kind() == std::io::ErrorKind::NotFound,
-        _ => false,
+    if let MapError::SyscallError(error) = error {
+        return error.io_error.kind() == std::io::ErrorKind::NotFound;
     }
+    matches!(error, MapError::KeyNotFound)
 }
 
 fn failed(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> MapFailure {
