@@ -15,6 +15,7 @@ pub mod loader;
 pub mod maps;
 pub mod metrics;
 pub mod model;
+pub mod node;
 pub mod run;
 pub mod source;
 pub mod status;
