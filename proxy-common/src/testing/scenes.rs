@@ -11,7 +11,10 @@ mod headers;
 mod icmp;
 mod mid_flow;
 mod passes;
+mod policies;
 mod refusals;
+mod site;
+mod source_nat;
 mod stage;
 mod states;
 
@@ -33,6 +36,8 @@ pub fn scenes() -> Vec<Scene> {
         hairpin::scenes(),
         icmp::scenes(),
         states::scenes(),
+        policies::scenes(),
+        source_nat::scenes(),
     ]
     .into_iter()
     .flatten()
