@@ -10,6 +10,7 @@ mod hairpin;
 mod headers;
 mod icmp;
 mod mid_flow;
+mod node_clients;
 mod passes;
 mod policies;
 mod refusals;
@@ -38,6 +39,7 @@ pub fn scenes() -> Vec<Scene> {
         states::scenes(),
         policies::scenes(),
         source_nat::scenes(),
+        node_clients::scenes(),
     ]
     .into_iter()
     .flatten()
