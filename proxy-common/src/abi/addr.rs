@@ -231,6 +231,14 @@ impl Family {
         }
     }
 
+    /// `0.0.0.0` or `::`.
+    pub const fn unspecified(self) -> IpAddr {
+        match self {
+            Self::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
     /// The name that Kubernetes uses.
     pub const fn name(self) -> &'static str {
         match self {

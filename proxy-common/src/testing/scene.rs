@@ -23,10 +23,14 @@ pub enum Step {
     Packet {
         /// Where.
         hook: Hook,
+        /// Index of the device.
+        device: u32,
         /// The frame.
         packet: Vec<u8>,
         /// Its transport checksum is left to the device.
         is_partial: bool,
+        /// It is several segments in one.
+        is_segmented: bool,
         /// What must be decided.
         verdict: Verdict,
         /// The frame afterwards; nothing if it is dropped.
@@ -161,12 +165,35 @@ impl Scene {
         };
         self.step(Step::Packet {
             hook,
+            device: Skb::DEVICE,
             packet,
             is_partial,
+            is_segmented: false,
             verdict,
             expected,
             sent,
         })
+    }
+
+    /// The packet of the last step is seen at another device than [`Skb::DEVICE`].
+    #[must_use]
+    pub fn by(mut self, index: u32) -> Self {
+        if let Some(Step::Packet { device, sent, .. }) = self.steps.last_mut() {
+            if *sent == Sent::Out(*device) {
+                *sent = Sent::Out(index);
+            }
+            *device = index;
+        }
+        self
+    }
+
+    /// The packet of the last step is several segments in one.
+    #[must_use]
+    pub fn segmented(mut self) -> Self {
+        if let Some(Step::Packet { is_segmented, .. }) = self.steps.last_mut() {
+            *is_segmented = true;
+        }
+        self
     }
 
     /// The packet of the last step goes there.
@@ -178,7 +205,7 @@ impl Scene {
         self
     }
 
-    /// A packet is seen at a hook of the device [`Skb::DEVICE`].
+    /// A packet is seen at a hook.
     #[must_use]
     pub fn seen(
         self,
@@ -206,14 +233,18 @@ impl Scene {
             match step {
                 Step::Packet {
                     hook,
+                    device,
                     packet,
                     is_partial,
+                    is_segmented,
                     verdict,
                     expected,
                     sent,
                 } => {
                     let mut skb = Skb {
                         is_partial: *is_partial,
+                        is_segmented: *is_segmented,
+                        device: *device,
                         routes: memory.routes.clone(),
                         ..lay_out(Skb::new(packet.clone()))
                     };

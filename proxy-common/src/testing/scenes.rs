@@ -10,8 +10,12 @@ mod hairpin;
 mod headers;
 mod icmp;
 mod mid_flow;
+mod node_clients;
 mod passes;
+mod policies;
 mod refusals;
+mod site;
+mod source_nat;
 mod stage;
 mod states;
 
@@ -33,6 +37,9 @@ pub fn scenes() -> Vec<Scene> {
         hairpin::scenes(),
         icmp::scenes(),
         states::scenes(),
+        policies::scenes(),
+        source_nat::scenes(),
+        node_clients::scenes(),
     ]
     .into_iter()
     .flatten()

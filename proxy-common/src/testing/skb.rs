@@ -21,6 +21,8 @@ pub struct Skb {
     pub n_linear: usize,
     /// It is several segments in one.
     pub is_segmented: bool,
+    /// Index of the device where it is seen.
+    pub device: u32,
     /// The routing table: networks and the devices that lead to them.
     pub routes: BTreeMap<NetworkKey, u32>,
     /// Where it goes.
@@ -41,7 +43,8 @@ pub enum Sent {
 }
 
 impl Skb {
-    /// Index of the device where all packets are seen: that of `lo`, as in a test run.
+    /// Index of the device where packets are seen unless a scene says otherwise: that of `lo`, as in
+    /// a test run.
     pub const DEVICE: u32 = 1;
 
     /// A packet in one piece of memory, whose checksums are complete.
@@ -50,6 +53,7 @@ impl Skb {
             n_linear: bytes.len(),
             is_partial: false,
             is_segmented: false,
+            device: Self::DEVICE,
             routes: BTreeMap::new(),
             sent: Sent::Stack,
             bytes,
@@ -139,15 +143,16 @@ impl Packet for Skb {
     }
 
     fn device(&self) -> u32 {
-        Self::DEVICE
+        self.device
     }
 
     fn is_segmented(&self) -> bool {
         self.is_segmented
     }
 
-    fn route(&mut self, _src: &Addr, dst: &Addr, _origin: Origin) -> Route {
-        match longest(&self.routes, dst) {
+    fn route(&mut self, _src: &Addr, dst: &Addr, origin: Origin) -> Route {
+        // No packet comes in by no device.
+        match longest(&self.routes, dst).filter(|_| origin.device != 0) {
             Some(device) => {
                 self.sent = Sent::Neighbour(device);
                 Route::Neighbour(device)

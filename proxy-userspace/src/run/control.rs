@@ -255,6 +255,8 @@ impl Control {
         if let Some(report) = report {
             self.plan_retry(report.n_pending);
         }
+        self.vitals
+            .set_addresses(self.surroundings.node_port_addresses(&self.world));
     }
 
     /// Takes events in, and has the maps follow.
@@ -375,7 +377,8 @@ impl Control {
 
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
-        self.vitals.concluded(&self.world, &self.node, &self.sync);
+        self.vitals
+            .concluded(&self.world, &self.surroundings.config().name, &self.sync);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,

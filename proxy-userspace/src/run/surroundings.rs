@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_common::abi::{Addr, AddressFlags, Settings, SettingsFlags};
+use proxy_common::abi::{Addr, AddressFlags, Family, Settings, SettingsFlags};
 use tokio::sync::watch;
 
 use super::edges::View;
@@ -14,7 +14,7 @@ use crate::devices::host_edge;
 use crate::devices::routes::{self, Route};
 use crate::maps::{MapFailure, Maps};
 use crate::model::{Node, Problem, World};
-use crate::node::{NodeConfig, NodeTables, tables};
+use crate::node::{NodeConfig, NodeTables, node_port_ranges, tables};
 use crate::status::NodeAddress;
 use crate::sync::{Report, Sync};
 
@@ -124,6 +124,24 @@ impl Surroundings {
             node_ports: flags.contains(AddressFlags::NODE_PORTS),
         };
         addresses.map(address).collect()
+    }
+
+    /// The addresses that accept NodePorts; an unspecified one stands for all of its family.
+    pub(super) fn node_port_addresses(&self, world: &World) -> BTreeSet<IpAddr> {
+        let accepted = &self.config.node_port_addresses;
+        let of_family = |family: Family| match node_port_ranges(accepted, world.node(), family) {
+            None => vec![family.unspecified()],
+            Some(_) => self.accepting(family).collect(),
+        };
+        Family::ALL.into_iter().flat_map(of_family).collect()
+    }
+
+    fn accepting(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.held.iter().flat_map(|held| &held.addresses);
+        addresses
+            .filter(|(_, flags)| flags.contains(AddressFlags::NODE_PORTS))
+            .map(|(addr, _)| IpAddr::from(*addr))
+            .filter(move |ip| Family::of(*ip) == family)
     }
 
     /// Whether the routes have been looked after that were asked for.

@@ -1,7 +1,7 @@
 //! Tells the servers for health and metrics what the daemon's loop knows.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,12 @@ impl Vitals {
         if let Some(node) = world.node() {
             self.health.update(|state, _| state.set_node(node));
         }
+    }
+
+    /// Where health check node ports listen.
+    pub(super) fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
+        self.health
+            .update(|state, _| state.set_addresses(addresses));
     }
 
     /// The kernel has something to follow.

@@ -2,7 +2,7 @@
 
 use super::stage::{
     GONE_ABORT, GONE_RESET, HAIRPIN_FORWARD, HAIRPIN_REVERSE, ICMP_ERROR, NEW_FLOW, PROTOCOLS,
-    REVERSE, RST, STAGES, Stage, at, host, ip, port_unreachable, reply_to,
+    REVERSE, RST, STAGES, Stage, at, host, ip, port_unreachable, reply_to, with_port,
 };
 use crate::abi::{Port, Protocol};
 use crate::testing::{Frame, Icmp, Memory, Scene, Sent, Skb};
@@ -43,14 +43,6 @@ fn alone(stage: Stage, protocol: Protocol, has_node: bool) -> (Memory, String) {
         memory.settings.node_v6 = node.into();
     }
     (memory, with_port(stage.node, 40_000))
-}
-
-fn with_port(host: &str, port: u16) -> String {
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
 }
 
 fn title(stage: Stage, protocol: Protocol, has_node: bool, what: &str) -> String {

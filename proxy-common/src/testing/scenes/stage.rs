@@ -59,8 +59,14 @@ pub(super) struct Stage {
     pub(super) other_backend: &'static str,
     /// The client pod as a backend of the Service.
     pub(super) self_backend: &'static str,
-    /// An address of the node.
+    /// An address of the node, which takes NodePorts.
     pub(super) node: &'static str,
+    /// Another one, that of the device that leads to other machines.
+    pub(super) uplink: &'static str,
+    /// Somebody outside the cluster, with a port.
+    pub(super) outside: &'static str,
+    /// A backend on this node.
+    pub(super) local_backend: &'static str,
     /// A router on the way.
     pub(super) router: &'static str,
 }
@@ -75,6 +81,9 @@ pub(super) const V4: Stage = Stage {
     other_backend: "10.0.2.8:8081",
     self_backend: "10.0.1.5:8080",
     node: "192.168.7.1",
+    uplink: "172.31.0.1",
+    outside: "198.51.100.9:40000",
+    local_backend: "10.0.1.7:8080",
     router: "172.16.9.9",
 };
 
@@ -88,6 +97,9 @@ pub(super) const V6: Stage = Stage {
     other_backend: "[fd00:2::8]:8081",
     self_backend: "[fd00:1::5]:8080",
     node: "2001:db8:7::1",
+    uplink: "2001:db8:31::1",
+    outside: "[2001:db8:51::9]:40000",
+    local_backend: "[fd00:1::7]:8080",
     router: "2001:db8:9::9",
 };
 
@@ -173,6 +185,12 @@ fn answer(protocol: Protocol) -> Frame {
 /// Address and port.
 pub(super) fn at(text: &str) -> SocketAddr {
     text.parse().expect("address and port")
+}
+
+/// An address with a port.
+pub(super) fn with_port(host: &str, port: u16) -> String {
+    let ip: IpAddr = host.parse().expect("an address");
+    SocketAddr::new(ip, port).to_string()
 }
 
 /// The address alone.
