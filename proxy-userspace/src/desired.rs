@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::abi::{Addr, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol};
 
 use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
@@ -21,6 +22,10 @@ pub struct NodeFacts {
     pub name: Arc<str>,
     /// The zone that hints are compared with (rules R46, R48).
     pub zone: Option<Arc<str>>,
+    /// Its primary address of each family, at most two (rule R105).
+    pub primary: Vec<IpAddr>,
+    /// Whether hints for nodes are followed (rule R45).
+    pub same_node_hints: bool,
 }
 
 /// A service port in one family: frontends that share one set of backends (rule R5).
@@ -34,6 +39,9 @@ pub struct DesiredPort {
     pub family: Family,
     /// Session affinity time-out in seconds; 0: no affinity (rule R111).
     pub affinity_seconds: u32,
+    /// From where connections to frontends with [`FrontendFlags::SOURCE_RANGES`] are taken, in
+    /// order; empty if there are none such (rules R102 to R105).
+    pub source_ranges: Vec<IpNet>,
     /// Where clients find the port.
     pub frontends: Vec<DesiredFrontend>,
     /// Every endpoint that may have flows. Those that get new ones come first, in the order of
@@ -143,6 +151,7 @@ fn compile_port(
         protocol: port.protocol,
         family,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
+        source_ranges: vec![],
         frontends: vec![cluster_ip_frontend],
         backends: choice.backends,
         n_local: choice.n_local,

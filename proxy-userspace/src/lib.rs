@@ -13,6 +13,7 @@ pub mod devices;
 pub mod loader;
 pub mod maps;
 pub mod model;
+pub mod node;
 pub mod run;
 pub mod source;
 pub mod status;

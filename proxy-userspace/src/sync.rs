@@ -27,6 +27,7 @@
 //! way at once.
 
 mod actual;
+mod addresses;
 mod adopt;
 mod blocks;
 mod dump;
@@ -39,7 +40,7 @@ mod target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proxy_common::abi::FrontendKey;
+use proxy_common::abi::{Addr, AddressFlags, FrontendKey};
 
 use self::actual::{Actual, is_live};
 use self::adopt::{Adopted, adopt};
@@ -49,7 +50,7 @@ use self::ids::Ids;
 use self::plan::Plan;
 use self::publish::Writer;
 use self::refusal::Refusal;
-pub use self::target::{Capacity, Contents, Target, Write};
+pub use self::target::{Capacity, Contents, Target, Write, source_range, source_range_key};
 use crate::desired::DesiredPort;
 use crate::model::{ObjectName, Problem};
 
@@ -63,6 +64,12 @@ pub struct Sync {
     blocks: Blocks,
     /// Blocks that frontends have left in the course of an update, each with its service id.
     left: BTreeSet<(u32, Block)>,
+    /// What this node's own addresses are, frontends aside.
+    node_addresses: BTreeMap<Addr, AddressFlags>,
+    /// Addresses whose entry may say more than it should, or less.
+    loose: BTreeSet<Addr>,
+    /// Why one of them could not be brought up to date.
+    address_refusal: Option<Refusal>,
     /// Removals of damaged entries that a predecessor left.
     repairs: Vec<Write>,
     /// Services that a predecessor left and nobody has asked for yet.
@@ -87,7 +94,8 @@ struct Pending {
 pub struct Report {
     /// Writes that were carried out.
     pub n_writes: usize,
-    /// Services that are not in force as desired, see [`Sync::problems`].
+    /// What is not in force as desired: Services, and one more if the maps hold what they should
+    /// not; see [`Sync::problems`].
     pub n_pending: usize,
 }
 
@@ -99,7 +107,7 @@ impl Sync {
             blocks,
             repairs,
         } = adopt(contents, &capacity);
-        Self {
+        let mut sync = Self {
             service_ids: Self::free_service_ids(&actual, capacity.services),
             backend_ids: Self::free_backend_ids(&actual, capacity.backends),
             blocks: Blocks::new(capacity.slots, &blocks),
@@ -107,11 +115,16 @@ impl Sync {
             has_started: false,
             left: BTreeSet::new(),
             capacity,
+            node_addresses: Self::adopted_node_addresses(&actual.addresses),
+            loose: BTreeSet::new(),
+            address_refusal: None,
             actual,
             repairs,
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
-        }
+        };
+        sync.loose = sync.unsettled_addresses();
+        sync
     }
 
     fn free_service_ids(actual: &Actual, capacity: u32) -> Ids {
@@ -221,17 +234,24 @@ impl Sync {
                 message,
             })
         };
-        let damaged = (!self.repairs.is_empty()).then(|| Problem {
-            subject: "maps".to_owned(),
-            message: format!(
-                "{} damaged entries are still to be removed",
-                self.repairs.len()
-            ),
-        });
-        damaged
+        self.map_problem()
             .into_iter()
             .chain(self.pending.iter().filter_map(problem))
             .collect()
+    }
+
+    /// What is wrong with the maps that is no single Service's trouble.
+    fn map_problem(&self) -> Option<Problem> {
+        let damaged = (!self.repairs.is_empty()).then(|| {
+            let n_damaged = self.repairs.len();
+            format!("{n_damaged} damaged entries are still to be removed")
+        });
+        let address = self.address_refusal.as_ref().map(Refusal::to_string);
+        let messages: Vec<_> = damaged.into_iter().chain(address).collect();
+        (!messages.is_empty()).then(|| Problem {
+            subject: "maps".to_owned(),
+            message: messages.join("; "),
+        })
     }
 
     fn run<T: Target>(&mut self, names: Vec<ObjectName>, target: &mut T) -> Report {
@@ -256,9 +276,10 @@ impl Sync {
             }
             self.rest_left_blocks();
         }
+        self.settle_addresses(&mut writer);
         Report {
             n_writes: writer.n_writes,
-            n_pending: self.pending.len(),
+            n_pending: self.pending.len() + usize::from(self.map_problem().is_some()),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::conntrack_gc::Collector;
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::loader::attach::Method;
 use crate::maps::Maps;
-use crate::model::{Affected, Event, ObjectName, Problem, World};
+use crate::model::{Affected, Event, Node, ObjectName, Problem, World};
 use crate::status::{self, LastSync, Status};
 use crate::sync::{Report, Sync};
 
@@ -249,6 +249,8 @@ impl Control {
         let facts = NodeFacts {
             name: self.node.clone(),
             zone: self.world.zone().cloned(),
+            primary: primary_addresses(self.world.node()),
+            same_node_hints: true,
         };
         let mut report = Report::default();
         let mut shown = start;
@@ -378,6 +380,17 @@ impl Changed {
 fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPort> {
     let compile = |(service, slices)| compile(service, slices, facts);
     world.service(name).map(compile).unwrap_or_default()
+}
+
+/// The Node's first address of each family, by which it is known.
+fn primary_addresses(node: Option<&Node>) -> Vec<IpAddr> {
+    let all = node.map_or(&[][..], |node| &node.addresses);
+    let first = |family| {
+        all.iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
+    };
+    Family::ALL.into_iter().filter_map(first).collect()
 }
 
 /// Writes add up; what is pending is so after the last.

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::abi::{Backend, BackendFlags};
+use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendKey};
 
 use super::Sync;
-use super::actual::{HeldPort, service_name};
+use super::actual::{HeldPort, address_kind, service_name};
 use super::adopt::gone;
 use super::plan::{Plan, PortPlan};
 use super::refusal::Refusal;
@@ -98,17 +98,29 @@ impl Sync {
         }
         for frontend in &plan.frontends {
             let value = plan.value(service, desired, frontend);
-            if self.actual.frontends.get(&frontend.key) != Some(&value) {
-                self.write(
-                    Write::Frontend {
-                        key: frontend.key,
-                        value,
-                    },
-                    writer,
-                )?;
-            }
+            self.write_frontend(frontend.key, value, writer)?;
         }
         Ok(())
+    }
+
+    fn write_frontend<T: Target>(
+        &mut self,
+        key: FrontendKey,
+        value: Frontend,
+        writer: &mut Writer<'_, T>,
+    ) -> Result<(), Refusal> {
+        let old = self.actual.frontends.get(&key).copied();
+        if old == Some(value) {
+            return Ok(());
+        }
+        let kind = address_kind(&key, value.flags);
+        if let Some(kind) = kind {
+            self.admit_address(key.addr, kind, writer)?;
+        }
+        if old.is_some_and(|old| address_kind(&key, old.flags) != kind) {
+            self.loose.insert(key.addr);
+        }
+        self.write(Write::Frontend { key, value }, writer)
     }
 
     fn write_service<T: Target>(
@@ -213,8 +225,11 @@ impl Sync {
             .copied()
             .filter(|it| !keep.contains(it))
             .collect();
-        old.into_iter()
-            .try_for_each(|key| self.write(Write::RemoveFrontend { key }, writer))
+        for key in old {
+            self.write(Write::RemoveFrontend { key }, writer)?;
+            self.loose.insert(key.addr);
+        }
+        Ok(())
     }
 
     fn remove_backends<T: Target>(
@@ -268,7 +283,7 @@ impl Sync {
     }
 
     /// Carries out one write, in the map and in the copy.
-    fn write<T: Target>(
+    pub(super) fn write<T: Target>(
         &mut self,
         write: Write,
         writer: &mut Writer<'_, T>,

@@ -23,6 +23,8 @@ pub(crate) fn facts(zone: Option<&str>) -> NodeFacts {
     NodeFacts {
         name: HERE.into(),
         zone: zone.map(Into::into),
+        primary: vec![],
+        same_node_hints: true,
     }
 }
 
@@ -33,6 +35,7 @@ pub(crate) fn node(zone: Option<&str>) -> Event {
         zone,
         addresses: vec![],
         pod_cidrs: vec![],
+        to_be_deleted: false,
     })
 }
 

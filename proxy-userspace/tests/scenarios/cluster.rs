@@ -16,6 +16,8 @@ pub(crate) const ROOMY: Capacity = Capacity {
     slots: 1024,
     backends: 512,
     services: 64,
+    addresses: 64,
+    source_ranges: 64,
 };
 
 pub(crate) struct Cluster {

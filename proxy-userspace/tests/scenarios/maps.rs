@@ -6,7 +6,10 @@ use std::net::SocketAddr;
 use beeline::desired::{DesiredBackend, DesiredPort};
 use beeline::model::ObjectName;
 use beeline::sync::{Capacity, Contents, Target, Write};
-use proxy_common::abi::{Addr, Backend, Frontend, FrontendFlags, FrontendKey, Port, ServiceName};
+use ipnet::IpNet;
+use proxy_common::abi::{
+    Addr, AddressFlags, Backend, Frontend, FrontendFlags, FrontendKey, Port, ServiceName,
+};
 
 /// What a packet to one frontend would see: everything that decides about it, without ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +69,8 @@ pub(crate) struct Maps {
     frontends: BTreeMap<FrontendKey, Frontend>,
     slots: Vec<u32>,
     backends: Vec<Backend>,
+    addresses: BTreeMap<Addr, AddressFlags>,
+    source_ranges: BTreeSet<(u32, IpNet)>,
     /// What programs that began before the next grace period may hold.
     held_slots: BTreeSet<u32>,
     held_backends: BTreeSet<u32>,
@@ -87,6 +92,8 @@ impl Maps {
             frontends: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
             backends: vec![bytemuck::Zeroable::zeroed(); capacity.backends as usize],
+            addresses: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
             held_slots: BTreeSet::new(),
             held_backends: BTreeSet::new(),
             held_services: BTreeSet::new(),
@@ -104,6 +111,8 @@ impl Maps {
             frontends: contents.frontends.into_iter().collect(),
             slots: contents.slots,
             backends: contents.backends,
+            addresses: contents.addresses.into_iter().collect(),
+            source_ranges: contents.source_ranges.into_iter().collect(),
             ..Self::new(capacity)
         }
     }
@@ -114,6 +123,8 @@ impl Maps {
             frontends: self.frontends.clone().into_iter().collect(),
             slots: self.slots.clone(),
             backends: self.backends.clone(),
+            addresses: self.addresses.clone().into_iter().collect(),
+            source_ranges: self.source_ranges.clone().into_iter().collect(),
         }
     }
 
@@ -235,11 +246,69 @@ impl Maps {
             ),
         };
         assert_ne!(old, value, "a write that changes nothing");
+        self.assert_found(key.addr);
         assert!(
             self.frontends.len() <= self.capacity.frontends as usize,
             "FRONTENDS: full"
         );
         self.held_slots.extend(old.iter().flat_map(slots_of));
+    }
+
+    fn put_address(&mut self, addr: Addr, flags: AddressFlags) {
+        let old = if flags.is_empty() {
+            self.addresses.remove(&addr)
+        } else {
+            self.addresses.insert(addr, flags)
+        };
+        assert_ne!(
+            old.unwrap_or_default(),
+            flags,
+            "a write that changes nothing"
+        );
+        assert!(
+            self.addresses.len() <= self.capacity.addresses as usize,
+            "ADDRESSES: full"
+        );
+        self.assert_found(addr);
+    }
+
+    /// Whether every frontend at an address is found there.
+    fn assert_found(&self, addr: Addr) {
+        let flags = self.addresses.get(&addr).copied().unwrap_or_default();
+        assert!(
+            flags.contains(self.used_as(addr)),
+            "a frontend at {addr} is not found by {flags:?}"
+        );
+    }
+
+    /// What frontends make of an address.
+    fn used_as(&self, addr: Addr) -> AddressFlags {
+        let at = self
+            .frontends
+            .iter()
+            .filter(|(key, _)| key.addr == addr && key.scope == 0);
+        at.fold(AddressFlags::NONE, |all, (_, value)| {
+            all.union(if value.flags.contains(FrontendFlags::EXTERNAL) {
+                AddressFlags::EXTERNAL
+            } else {
+                AddressFlags::CLUSTER_IP
+            })
+        })
+    }
+
+    fn put_source_range(&mut self, service: u32, net: IpNet) {
+        assert!(
+            self.services.contains_key(&service),
+            "a range of no service"
+        );
+        assert!(
+            self.source_ranges.insert((service, net)),
+            "a write that changes nothing"
+        );
+        assert!(
+            self.source_ranges.len() <= self.capacity.source_ranges as usize,
+            "SOURCE_RANGES: full"
+        );
     }
 
     fn remove_service(&mut self, id: u32) {
@@ -281,6 +350,13 @@ impl Target for Maps {
             Write::Frontend { key, value } => self.put_frontend(*key, Some(*value)),
             Write::RemoveFrontend { key } => self.put_frontend(*key, None),
             Write::RemoveService { id } => self.remove_service(*id),
+            Write::Address { addr, flags } => self.put_address(*addr, *flags),
+            Write::RemoveAddress { addr } => self.put_address(*addr, AddressFlags::NONE),
+            Write::SourceRange { service, net } => self.put_source_range(*service, *net),
+            Write::RemoveSourceRange { service, net } => {
+                let was_there = self.source_ranges.remove(&(*service, *net));
+                assert!(was_there, "a source range is removed twice");
+            }
         }
         self.log.push(write.clone());
         if let Some(mut history) = self.history.take() {

@@ -19,6 +19,8 @@ const SNUG: Capacity = Capacity {
     slots: 384,
     backends: 384,
     services: 48,
+    addresses: 48,
+    source_ranges: 48,
 };
 const SERVICES: u8 = 4;
 const PORTS: [&str; 4] = ["http:80/TCP", "dns:53/UDP", ":81/TCP", "http:80/SCTP"];

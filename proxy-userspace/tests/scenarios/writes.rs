@@ -37,6 +37,10 @@ fn kind(write: &Write) -> &'static str {
         Write::Frontend { .. } => "Frontend",
         Write::RemoveFrontend { .. } => "RemoveFrontend",
         Write::RemoveService { .. } => "RemoveService",
+        Write::Address { .. } => "Address",
+        Write::RemoveAddress { .. } => "RemoveAddress",
+        Write::SourceRange { .. } => "SourceRange",
+        Write::RemoveSourceRange { .. } => "RemoveSourceRange",
     }
 }
 
