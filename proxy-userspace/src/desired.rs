@@ -5,6 +5,7 @@
 
 mod choose;
 mod endpoints;
+mod frontends;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::abi::{Addr, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol};
 
-use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::model::{EndpointSlice, Service, ServicePort};
 
 /// What of this node decides about endpoints.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -137,32 +138,24 @@ fn compile_port(
     let choice = choose::choose(candidates, node);
     // Rule R35: the local set is part of what the cluster set could fall back on, so an empty
     // cluster set says that there is no usable endpoint anywhere.
-    let reject = if choice.n_cluster == 0 {
-        FrontendFlags::REJECT
-    } else {
-        FrontendFlags::NONE
-    };
-    let cluster_ip_frontend = DesiredFrontend {
-        key: FrontendKey::exact(cluster_ip.into(), Port::new(port.port), port.protocol),
-        flags: policy_flag(service.internal_policy).union(reject),
-    };
+    let has_endpoints = choice.n_cluster > 0;
+    let source_ranges = frontends::source_ranges(service, family, node);
     DesiredPort {
         name: Arc::clone(&port.name),
         protocol: port.protocol,
         family,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
-        source_ranges: vec![],
-        frontends: vec![cluster_ip_frontend],
+        frontends: frontends::of_port(
+            service,
+            port,
+            cluster_ip,
+            has_endpoints,
+            !source_ranges.is_empty(),
+        ),
+        source_ranges,
         backends: choice.backends,
         n_local: choice.n_local,
         cluster_offset: choice.cluster_offset,
         n_cluster: choice.n_cluster,
-    }
-}
-
-fn policy_flag(policy: TrafficPolicy) -> FrontendFlags {
-    match policy {
-        TrafficPolicy::Cluster => FrontendFlags::NONE,
-        TrafficPolicy::Local => FrontendFlags::LOCAL_ONLY,
     }
 }

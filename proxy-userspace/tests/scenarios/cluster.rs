@@ -91,6 +91,7 @@ impl Cluster {
             slots,
             backends,
             services,
+            ..
         } = self.capacity;
         let address = |index| format!("10.1.{}.{}", index / 250, index % 250);
         let endpoints: Vec<_> = (0..slots.min(backends)).map(address).collect();

@@ -260,12 +260,15 @@ proptest! {
 }
 
 fn small_capacity() -> impl Strategy<Value = Capacity> {
-    (1_u32..12, 1_u32..40, 1_u32..30, 1_u32..12).prop_map(
-        |(frontends, slots, backends, services)| Capacity {
+    let sizes = (1_u32..12, 1_u32..40, 1_u32..30, 1_u32..12, 1_u32..8, 1_u32..8);
+    sizes.prop_map(
+        |(frontends, slots, backends, services, addresses, source_ranges)| Capacity {
             frontends,
             slots,
             backends,
             services,
+            addresses,
+            source_ranges,
         },
     )
 }
