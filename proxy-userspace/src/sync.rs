@@ -225,6 +225,21 @@ impl Sync {
         self.run(self.pending.keys().cloned().collect(), target)
     }
 
+    /// Whether a write failed that is still to be done.
+    pub fn has_failed_writes(&self) -> bool {
+        let refusals = self.pending.values().map(|pending| &pending.refusal);
+        let failed = |refusal: &Option<_>| matches!(refusal, Some(Refusal::Write { .. }));
+        !self.repairs.is_empty() || refusals.into_iter().any(failed)
+    }
+
+    /// Whether an older version of a Service is in force. Where others have one of its frontends,
+    /// the rest is as desired.
+    pub fn is_behind(&self, name: &ObjectName) -> bool {
+        self.pending
+            .get(name)
+            .is_some_and(|pending| !matches!(pending.refusal, Some(Refusal::Taken(_))))
+    }
+
     /// Every Service that is not in force as desired, and why, ordered by name.
     pub fn problems(&self) -> Vec<Problem> {
         let problem = |(name, pending): (&ObjectName, &Pending)| {
