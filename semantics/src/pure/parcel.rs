@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bytemuck::Pod;
-use proxy_common::abi::Tuple;
+use proxy_common::abi::Addr;
 use proxy_common::datapath::checksum::Difference;
 use proxy_common::datapath::{Packet, Route};
 use proxy_common::testing::Skb;
@@ -101,8 +101,8 @@ impl Packet for Parcel<'_> {
         false
     }
 
-    fn route(&mut self, tuple: &Tuple, _protocol: u8, _device: u32) -> Route {
-        match (self.way)(tuple.dst.into()) {
+    fn route(&mut self, _src: &Addr, dst: &Addr, _device: u32) -> Route {
+        match (self.way)((*dst).into()) {
             Some(device) => {
                 self.redirect = Some(Redirect::Out(device));
                 Route::Neighbour(device)
