@@ -12,7 +12,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::abi::{Addr, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol};
+use proxy_common::abi::{
+    Addr, BackendFlags, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol,
+};
 
 use crate::model::{EndpointSlice, Service, ServicePort};
 
@@ -82,6 +84,25 @@ impl DesiredPort {
     /// How many of `backends` are in a set, the others only keep the flows they have.
     pub fn n_slots(&self) -> u32 {
         self.n_local.max(self.cluster_offset + self.n_cluster)
+    }
+
+    /// The sets that the backend at this index is in, and whether it is on this node.
+    pub fn backend_flags(&self, index: usize) -> BackendFlags {
+        let cluster_set = self.cluster_offset..self.cluster_offset + self.n_cluster;
+        let position = u32::try_from(index).unwrap_or(u32::MAX);
+        let flags = [
+            (
+                self.backends.get(index).is_some_and(|it| it.is_local),
+                BackendFlags::IS_LOCAL,
+            ),
+            (position < self.n_local, BackendFlags::IN_LOCAL_SET),
+            (
+                cluster_set.contains(&position),
+                BackendFlags::IN_CLUSTER_SET,
+            ),
+        ];
+        let set = flags.into_iter().filter(|(is_set, _)| *is_set);
+        set.fold(BackendFlags::NONE, |all, (_, flag)| all.union(flag))
     }
 }
 

@@ -30,6 +30,7 @@ mod actual;
 mod addresses;
 mod adopt;
 mod blocks;
+mod detached;
 mod dump;
 mod ids;
 mod plan;
@@ -42,9 +43,10 @@ use std::sync::Arc;
 
 use proxy_common::abi::{Addr, AddressFlags, FrontendKey};
 
-use self::actual::{Actual, is_live};
+use self::actual::{Actual, is_gone};
 use self::adopt::{Adopted, adopt};
 use self::blocks::{Block, Blocks};
+use self::detached::Detached;
 pub use self::dump::dump;
 use self::ids::Ids;
 use self::plan::Plan;
@@ -62,6 +64,7 @@ pub struct Sync {
     service_ids: Ids,
     backend_ids: Ids,
     blocks: Blocks,
+    detached: Detached,
     /// Blocks that frontends have left in the course of an update, each with its service id.
     left: BTreeSet<(u32, Block)>,
     /// What this node's own addresses are, frontends aside.
@@ -107,13 +110,15 @@ impl Sync {
             blocks,
             repairs,
         } = adopt(contents, &capacity);
+        let detached = Detached::adopt(&actual);
         let mut sync = Self {
-            service_ids: Self::free_service_ids(&actual, capacity.services),
+            service_ids: Self::free_service_ids(&actual, &detached, capacity.services),
             backend_ids: Self::free_backend_ids(&actual, capacity.backends),
             blocks: Blocks::new(capacity.slots, &blocks),
             unclaimed: actual.owners.keys().cloned().collect(),
             has_started: false,
             left: BTreeSet::new(),
+            detached,
             capacity,
             node_addresses: Self::adopted_node_addresses(&actual.addresses),
             loose: BTreeSet::new(),
@@ -127,13 +132,11 @@ impl Sync {
         sync
     }
 
-    fn free_service_ids(actual: &Actual, capacity: u32) -> Ids {
-        let fresh = actual
-            .ports
-            .last_key_value()
-            .map_or(0, |(last, _)| last + 1);
-        let free = (0..fresh)
-            .filter(|id| !actual.ports.contains_key(id))
+    fn free_service_ids(actual: &Actual, detached: &Detached, capacity: u32) -> Ids {
+        let used = actual.ports.keys().copied().chain(detached.services());
+        let fresh = used.max().map_or(0, |last| last.saturating_add(1));
+        let free = (0..fresh.min(capacity))
+            .filter(|id| !actual.ports.contains_key(id) && !detached.names(*id))
             .collect();
         Ids::new(capacity, fresh, free)
     }
@@ -142,7 +145,7 @@ impl Sync {
         let ids = 0..;
         let gone = ids
             .zip(&actual.backends)
-            .filter(|(_, backend)| !is_live(backend));
+            .filter(|(_, backend)| is_gone(backend));
         let free = gone.map(|(id, _)| id).collect();
         Ids::new(
             capacity,
@@ -284,6 +287,9 @@ impl Sync {
             }
             self.rest_left_blocks();
         }
+        if published.iter().any(|(_, plan)| self.sheds_ranges(plan)) {
+            self.pass_grace_period(&mut writer);
+        }
         for (name, plan) in published {
             match self.withdraw(&name, &plan, &mut writer) {
                 Ok(()) => self.settle_service(&name, plan),
@@ -292,6 +298,10 @@ impl Sync {
             self.rest_left_blocks();
         }
         self.settle_addresses(&mut writer);
+        self.report(&writer)
+    }
+
+    fn report<T>(&self, writer: &Writer<'_, T>) -> Report {
         Report {
             n_writes: writer.n_writes,
             n_pending: self.pending.len() + usize::from(self.map_problem().is_some()),

@@ -1,10 +1,11 @@
 //! What the maps hold, indexed by Service.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use proxy_common::abi::{
     Addr, AddressFlags, Backend, BackendState, Family, Frontend, FrontendFlags, FrontendKey, Port,
     Scope, ServiceName,
@@ -32,6 +33,9 @@ pub(super) struct Actual {
     /// How many frontends each address has.
     uses: BTreeMap<Addr, Uses>,
 }
+
+/// No range is before this one.
+const FIRST_NET: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
 
 /// How many frontends an address has, NodePorts aside, which are at no address.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -292,6 +296,14 @@ impl Actual {
         used.fold(AddressFlags::NONE, |all, (_, kind)| all.union(kind))
     }
 
+    /// From where connections to a service port's guarded frontends are taken.
+    pub(super) fn ranges_of(&self, service: u32) -> impl Iterator<Item = IpNet> {
+        let from_first = self.source_ranges.range((service, FIRST_NET)..);
+        from_first
+            .take_while(move |(owner, _)| *owner == service)
+            .map(|(_, net)| *net)
+    }
+
     /// The entry of an address; empty if it has none.
     pub(super) fn address(&self, addr: Addr) -> AddressFlags {
         self.addresses.get(&addr).copied().unwrap_or_default()
@@ -315,7 +327,7 @@ impl Actual {
         }
     }
 
-    fn frontends_of(&self, port: &HeldPort) -> impl Iterator<Item = &Frontend> {
+    pub(super) fn frontends_of(&self, port: &HeldPort) -> impl Iterator<Item = &Frontend> {
         port.frontends
             .iter()
             .filter_map(|key| self.frontends.get(key))
@@ -344,7 +356,12 @@ fn socket(backend: Option<&Backend>) -> (Addr, Port) {
     })
 }
 
-/// Whether an endpoint has this id.
+/// Whether an endpoint of a service port that is there has this id.
 pub(super) fn is_live(backend: &Backend) -> bool {
-    backend.state != BackendState::Gone as u8
+    !is_gone(backend) && backend.state != BackendState::Detached as u8
+}
+
+/// Whether nothing has this id.
+pub(super) fn is_gone(backend: &Backend) -> bool {
+    backend.state == BackendState::Gone as u8
 }

@@ -8,7 +8,8 @@ use beeline::model::ObjectName;
 use beeline::sync::{Capacity, Contents, Target, Write};
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, AddressFlags, Backend, Frontend, FrontendFlags, FrontendKey, Port, ServiceName,
+    Addr, AddressFlags, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey,
+    Port, ServiceName,
 };
 
 /// What a packet to one frontend would see: everything that decides about it, without ids.
@@ -19,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) affinity_seconds: u32,
     pub(crate) local: Vec<SocketAddr>,
     pub(crate) cluster: Vec<SocketAddr>,
+    /// From where connections are taken; empty: from everywhere.
+    pub(crate) ranges: BTreeSet<IpNet>,
 }
 
 /// What packets would see, by frontend.
@@ -42,10 +45,39 @@ pub(crate) fn desired_view(name: &ObjectName, ports: &[DesiredPort]) -> View {
                     .map(desired_socket)
                     .collect(),
                 cluster: port.backends[cluster].iter().map(desired_socket).collect(),
+                ranges: if frontend.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                    port.source_ranges.iter().copied().collect()
+                } else {
+                    BTreeSet::new()
+                },
             };
             (frontend.key, seen)
         })
         .collect()
+}
+
+/// By service port and address, what a backend is good for.
+pub(crate) type Backends = BTreeMap<String, (u8, BackendFlags)>;
+
+/// What there should be of the backends of a Service.
+pub(crate) fn desired_backends(name: &ObjectName, ports: &[DesiredPort]) -> Backends {
+    let of_port = |port: &DesiredPort| {
+        let colon = if port.name.is_empty() { "" } else { ":" };
+        let text = format!("{name}{colon}{} {}", port.name, port.protocol.number());
+        let line = |(index, it): (usize, &DesiredBackend)| {
+            let flags = port.backend_flags(index);
+            (
+                format!("{text} {}", desired_socket(it)),
+                (it.state as u8, flags),
+            )
+        };
+        port.backends
+            .iter()
+            .enumerate()
+            .map(line)
+            .collect::<Vec<_>>()
+    };
+    ports.iter().flat_map(of_port).collect()
 }
 
 fn desired_socket(backend: &DesiredBackend) -> SocketAddr {
@@ -139,14 +171,16 @@ impl Maps {
     pub(crate) fn is_empty(&self) -> bool {
         self.frontends.is_empty()
             && self.services.is_empty()
-            && self.backends.iter().all(|backend| backend.state == 0)
+            && self.addresses.is_empty()
+            && self.source_ranges.is_empty()
+            && self.backends.iter().all(|backend| !is_live(backend))
     }
 
     fn seen(&self, value: &Frontend) -> Seen {
         let socket = |slot: u32| {
             let backend = self.backends[self.slots[slot as usize] as usize];
-            assert_ne!(
-                backend.state, 0,
+            assert!(
+                is_live(&backend),
                 "a frontend leads to a backend that is gone"
             );
             assert_ne!(backend.generation, 0, "a life begins with generation 0");
@@ -165,7 +199,36 @@ impl Maps {
                 .map(socket)
                 .collect(),
             cluster: (cluster..cluster + value.n_cluster).map(socket).collect(),
+            ranges: if value.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                let own = self.source_ranges.iter();
+                let own = own.filter(|(service, _)| *service == value.service);
+                own.map(|(_, net)| *net).collect()
+            } else {
+                BTreeSet::new()
+            },
         }
+    }
+
+    /// The live backends, with what they are good for.
+    pub(crate) fn backends(&self) -> Backends {
+        let live = self.backends.iter().filter(|backend| is_live(backend));
+        let line = |it: &Backend| {
+            let name = &self.services[&it.service];
+            let place = socket(it.addr, it.port);
+            let port = format!("{} {} {place}", name.text(), name.protocol);
+            (port, (it.state, it.flags))
+        };
+        live.map(line).collect()
+    }
+
+    /// What frontends and these addresses of the node make of every address.
+    pub(crate) fn assert_addresses(&self, own: &BTreeMap<Addr, AddressFlags>) {
+        let mut expected = own.clone();
+        for key in self.frontends.keys().filter(|key| key.scope == 0) {
+            let flags = own.get(&key.addr).copied().unwrap_or_default();
+            expected.insert(key.addr, flags.union(self.used_as(key.addr)));
+        }
+        assert_eq!(self.addresses, expected);
     }
 
     /// Slots that frontends name.
@@ -187,6 +250,12 @@ impl Maps {
             "a service id is reused too early"
         );
         assert!(
+            self.backends
+                .iter()
+                .all(|it| it.state != DETACHED || it.service != id),
+            "a service id is reused that flows name"
+        );
+        assert!(
             self.services.insert(id, name).is_none(),
             "a service id is used twice"
         );
@@ -202,6 +271,18 @@ impl Maps {
                     "a backend id is reused too early"
                 );
                 assert_eq!(new.generation, old.generation.max(1), "a life's generation");
+                assert!(
+                    new.joined > old.joined,
+                    "a life that affinity takes for the last one"
+                );
+            }
+            (_, DETACHED) => {
+                assert_ne!(old.state, DETACHED, "a backend is detached twice");
+                assert!(
+                    !self.backends_in_force().contains(&id),
+                    "a backend in force is detached"
+                );
+                assert_eq!(identity(new), identity(old), "flows lose their backend");
             }
             (_, 0) => {
                 assert_eq!(new.generation, old.generation + 1, "the next generation");
@@ -212,7 +293,7 @@ impl Maps {
                 self.held_backends.insert(id);
             }
             (_, _) => {
-                let identity = |it: Backend| (it.addr, it.port, it.service, it.generation);
+                assert_ne!(old.state, DETACHED, "a detached backend comes back");
                 assert_eq!(
                     identity(new),
                     identity(old),
@@ -220,6 +301,7 @@ impl Maps {
                 );
             }
         }
+        assert!(new.joined >= old.joined, "what affinity goes by is reset");
         self.backends[id as usize] = new;
     }
 
@@ -320,13 +402,29 @@ impl Maps {
             self.frontends.values().all(|it| it.service != id),
             "frontends lose their service"
         );
-        let live = self.backends.iter().filter(|backend| backend.state != 0);
+        let live = self.backends.iter().filter(|backend| is_live(backend));
         assert!(
             live.into_iter().all(|it| it.service != id),
             "backends lose their service"
         );
+        assert!(
+            self.source_ranges.iter().all(|(service, _)| *service != id),
+            "source ranges lose their service"
+        );
         self.held_services.insert(id);
     }
+}
+
+const DETACHED: u8 = BackendState::Detached as u8;
+
+/// Whether an endpoint of a service port that is there has this id.
+fn is_live(backend: &Backend) -> bool {
+    backend.state != 0 && backend.state != DETACHED
+}
+
+/// What stays the same for a backend's life.
+fn identity(it: Backend) -> (Addr, Port, u32, u32) {
+    (it.addr, it.port, it.service, it.generation)
 }
 
 /// The slots that a frontend names; its entry may be damaged.
