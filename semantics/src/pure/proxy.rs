@@ -1,16 +1,18 @@
 //! The daemon without its shells: events in, maps out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use beeline::conntrack_gc::{self, Timeouts};
 use beeline::desired::{DesiredPort, NodeFacts, compile};
 use beeline::health::{self, State};
-use beeline::metrics::{NoLocalTotals, no_local};
+use beeline::metrics::{Metrics, NoLocalTotals, no_local};
 use beeline::model::{Affected, Event, ObjectName, World};
 use beeline::node::{self, GoneBackends, NodeConfig, SourceNat};
 use beeline::sync::Sync;
-use proxy_common::abi::Family;
+use proxy_common::abi::{Addr, AddressFlags, Family};
 
 use super::maps::{CAPACITY, Maps};
 use super::network::{HOST, Network};
@@ -35,6 +37,7 @@ pub(super) struct Proxy {
     pub(super) maps: Maps,
     pub(super) network: Network,
     pub(super) health: State,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) no_local: NoLocalTotals,
     /// Services whose health checks are not up to date with the world.
     due: BTreeSet<ObjectName>,
@@ -60,6 +63,7 @@ impl Proxy {
             maps,
             network: Network::new(case),
             health: State::new(sync_period),
+            metrics: Metrics::new(),
             no_local: NoLocalTotals::default(),
             due: BTreeSet::new(),
             start: Instant::now(),
@@ -100,6 +104,7 @@ impl Proxy {
         self.world = World::new();
         self.sync = Sync::new(CAPACITY, self.maps.contents());
         self.health = State::new(self.sync_period);
+        self.metrics = Metrics::new();
         self.no_local = NoLocalTotals::default();
         self.due.clear();
         self.first_pass(events);
@@ -174,6 +179,7 @@ impl Proxy {
             &devices,
             HOST,
         );
+        self.health.set_addresses(self.health_addresses(&tables.addresses));
         let memory = &mut self.maps.memory;
         memory.settings = tables.settings;
         memory.networks = tables.networks;
@@ -181,8 +187,28 @@ impl Proxy {
         let _report = self.sync.set_node_addresses(tables.addresses, &mut self.maps);
     }
 
+    /// Where health check node ports listen: on the addresses that accept NodePorts (rule R121).
+    fn health_addresses(&self, own: &BTreeMap<Addr, AddressFlags>) -> BTreeSet<IpAddr> {
+        let accepted = &self.config.node_port_addresses;
+        let mut addresses = BTreeSet::new();
+        for family in Family::ALL {
+            if node::node_port_ranges(accepted, self.world.node(), family).is_none() {
+                let _new = addresses.insert(match family {
+                    Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+                    Family::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
+                });
+                continue;
+            }
+            let accepting = own.iter().filter(|(addr, flags)| {
+                addr.family() == family && flags.contains(AddressFlags::NODE_PORTS)
+            });
+            addresses.extend(accepting.map(|(addr, _)| IpAddr::from(*addr)));
+        }
+        addresses
+    }
+
     /// Endpoints that say that they are on this node.
-    fn local_endpoints(&self) -> Vec<std::net::IpAddr> {
+    fn local_endpoints(&self) -> Vec<IpAddr> {
         let slices = self.world.services().flat_map(|(_, slices)| slices);
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
         endpoints
