@@ -136,11 +136,13 @@ fn sample(text: &str, metric: &str, labels: &BTreeMap<String, String>) -> f64 {
 /// Labels without commas and quotes in their values.
 fn labels_of(text: &str) -> Option<BTreeMap<&str, &str>> {
     let parts = text.split(',').filter(|part| !part.is_empty());
-    let label = |part: &'_ str| {
-        let (name, value) = part.split_once('=')?;
-        Some((name, value.strip_prefix('"')?.strip_suffix('"')?))
-    };
     parts.map(label).collect()
+}
+
+/// Name and value of `name="value"`.
+fn label(text: &str) -> Option<(&str, &str)> {
+    let (name, value) = text.split_once('=')?;
+    Some((name, value.strip_prefix('"')?.strip_suffix('"')?))
 }
 
 #[cfg(test)]
