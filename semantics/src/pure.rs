@@ -28,7 +28,10 @@ const ABILITIES: [&str; 2] = ["legacy-ip-syntax", "per-family-sync"];
 
 /// Runs a case.
 pub fn run(case: &Case) -> Outcome {
-    let lacking = case.requires.iter().find(|it| !ABILITIES.contains(&it.as_str()));
+    let lacking = case
+        .requires
+        .iter()
+        .find(|it| !ABILITIES.contains(&it.as_str()));
     if let Some(ability) = lacking {
         return Outcome::NotOnTheWire(format!("requires `{ability}`, which is unknown here"));
     }
@@ -46,7 +49,9 @@ pub fn run(case: &Case) -> Outcome {
         }
         if order == Order::Reversed {
             for failure in &mut failures {
-                failure.reason.push_str(" (with the events of each batch in reverse order)");
+                failure
+                    .reason
+                    .push_str(" (with the events of each batch in reverse order)");
             }
         }
         return Outcome::Failed(failures);
@@ -85,10 +90,16 @@ fn observe(
         }
     };
     for (index, flow) in sent.iter().enumerate() {
-        note(Item::Flow(index, flow.name.clone()), flows.send(proxy, flow));
+        note(
+            Item::Flow(index, flow.name.clone()),
+            flows.send(proxy, flow),
+        );
     }
     for (index, check) in checks.iter().enumerate() {
-        note(Item::Check(index, check.name().to_owned()), answers::check(proxy, check));
+        note(
+            Item::Check(index, check.name().to_owned()),
+            answers::check(proxy, check),
+        );
     }
     failures
 }

@@ -159,7 +159,11 @@ impl Case {
     fn check_objects(&self) -> Result<(), Wrong> {
         let start = [
             ("services", ObjectKind::Service, &self.objects.services),
-            ("endpointSlices", ObjectKind::EndpointSlice, &self.objects.endpoint_slices),
+            (
+                "endpointSlices",
+                ObjectKind::EndpointSlice,
+                &self.objects.endpoint_slices,
+            ),
             ("nodes", ObjectKind::Node, &self.objects.nodes),
         ];
         for (list, kind, manifests) in start {
@@ -181,7 +185,9 @@ impl Case {
 
 /// What an object is; it has to say so, and how it is called.
 fn object_kind(at: &str, manifest: &Manifest) -> Result<ObjectKind, Wrong> {
-    let name = manifest.get("metadata").and_then(|it| it.get("name")?.as_str());
+    let name = manifest
+        .get("metadata")
+        .and_then(|it| it.get("name")?.as_str());
     if name.is_none_or(str::is_empty) {
         return Err(wrong(format!("{at}.metadata.name"), "missing"));
     }

@@ -97,7 +97,9 @@ fn compare(
         let found = body.get(name);
         if found != Some(expected) {
             let found = found.map_or("none".into(), Value::to_string);
-            return Err(format!("expected \"{name}\": {expected} in the body, found {found}"));
+            return Err(format!(
+                "expected \"{name}\": {expected} in the body, found {found}"
+            ));
         }
     }
     Ok(())
@@ -153,7 +155,9 @@ mod tests {
     fn samples_are_found_by_name_and_exactly_their_labels() {
         let text = "# TYPE a gauge\na{x=\"1\",y=\"2\"} 7\na{x=\"1\"} 3\nb 2.5\n# EOF\n";
         let labels = |pairs: &[(&str, &str)]| {
-            let owned = pairs.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+            let owned = pairs
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()));
             owned.collect::<BTreeMap<_, _>>()
         };
         assert_eq!(sample(text, "a", &labels(&[("y", "2"), ("x", "1")])), 7.0);

@@ -119,7 +119,10 @@ impl Flows {
     fn probe(&self, proxy: &Proxy, flow: &Flow, expected: &Expected<'_>) -> Result<(), String> {
         let round = &speech::opening(flow.to.protocol.into())[0];
         let memory = &proxy.maps.memory;
-        let (flows, affinity) = (memory.flows.borrow().clone(), memory.affinity.borrow().clone());
+        let (flows, affinity) = (
+            memory.flows.borrow().clone(),
+            memory.affinity.borrow().clone(),
+        );
         let mut counts = BTreeMap::new();
         let n_tries = expected.n_tries(self.order);
         for port in PROBE_PORTS.take(n_tries as usize) {
@@ -138,7 +141,10 @@ impl Flows {
         flow: &Flow,
         expected: &Expected<'_>,
     ) -> Result<Sent, String> {
-        let known = flow.conn.as_ref().and_then(|name| self.connections.get(name));
+        let known = flow
+            .conn
+            .as_ref()
+            .and_then(|name| self.connections.get(name));
         let port = match known {
             Some(connection) => connection.port,
             None => {
@@ -155,7 +161,10 @@ impl Flows {
     /// Sends a further packet of a connection. An open one keeps its backend, unless it is of UDP
     /// (rules R140, R160).
     fn go_on(&self, proxy: &Proxy, flow: &Flow, expected: &Expected<'_>) -> Result<Sent, String> {
-        let known = flow.conn.as_ref().and_then(|name| self.connections.get(name));
+        let known = flow
+            .conn
+            .as_ref()
+            .and_then(|name| self.connections.get(name));
         let connection = known.ok_or("the connection was not opened as expected")?;
         let port = connection.port;
         let client = client(proxy, flow, port);
@@ -289,14 +298,12 @@ impl Expected<'_> {
         if is_right {
             return Ok(());
         }
-        Err(format!("{backend} sees {source} as source, expected {wanted}"))
+        Err(format!(
+            "{backend} sees {source} as source, expected {wanted}"
+        ))
     }
 
-    fn judge_counts(
-        &self,
-        counts: &BTreeMap<SocketAddr, u32>,
-        n_tries: u32,
-    ) -> Result<(), String> {
+    fn judge_counts(&self, counts: &BTreeMap<SocketAddr, u32>, n_tries: u32) -> Result<(), String> {
         if self.expect.verdict != Verdict::Forward || self.stuck_to.is_some() {
             return Ok(());
         }

@@ -45,12 +45,21 @@ impl Maps {
         let frontends = self.memory.frontends.iter();
         let addresses = self.memory.addresses.iter();
         Contents {
-            services: self.services.iter().map(|(id, name)| (*id, *name)).collect(),
+            services: self
+                .services
+                .iter()
+                .map(|(id, name)| (*id, *name))
+                .collect(),
             frontends: frontends.map(|(key, value)| (*key, *value)).collect(),
             slots: self.memory.slots.clone(),
             backends: self.memory.backends.clone(),
             addresses: addresses.map(|(addr, flags)| (*addr, *flags)).collect(),
-            source_ranges: self.memory.source_ranges.iter().filter_map(source_range).collect(),
+            source_ranges: self
+                .memory
+                .source_ranges
+                .iter()
+                .filter_map(source_range)
+                .collect(),
         }
     }
 
@@ -112,10 +121,16 @@ impl Target for Maps {
                 let _before = self.memory.addresses.remove(addr);
             }
             Write::SourceRange { service, net } => {
-                let _new = self.memory.source_ranges.insert(source_range_key(*service, *net));
+                let _new = self
+                    .memory
+                    .source_ranges
+                    .insert(source_range_key(*service, *net));
             }
             Write::RemoveSourceRange { service, net } => {
-                let _known = self.memory.source_ranges.remove(&source_range_key(*service, *net));
+                let _known = self
+                    .memory
+                    .source_ranges
+                    .remove(&source_range_key(*service, *net));
             }
         }
         Ok(())

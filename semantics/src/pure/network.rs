@@ -176,17 +176,27 @@ impl Network {
             is_loopback: false,
         };
         let uplink = LocalDevice {
-            addresses: self.node_ips.iter().chain(&self.extra_ip).copied().collect(),
+            addresses: self
+                .node_ips
+                .iter()
+                .chain(&self.extra_ip)
+                .copied()
+                .collect(),
             ..device(UPLINK, "eth0")
         };
         let loopback = LocalDevice {
-            addresses: ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("address")).into(),
+            addresses: ["127.0.0.1", "::1"]
+                .map(|ip| ip.parse().expect("address"))
+                .into(),
             mtu: 65_536,
             mac: [0; 6],
             is_loopback: true,
             ..device(LOOPBACK, "lo")
         };
-        let others = self.uplinks.iter().map(|(name, index)| device(*index, name));
+        let others = self
+            .uplinks
+            .iter()
+            .map(|(name, index)| device(*index, name));
         let pods = self.pods.values().map(|pod| LocalDevice {
             master: pod.master.clone(),
             ..device(pod.index, &pod.name)

@@ -42,7 +42,10 @@ impl Client<'_> {
     pub(super) fn ask(&self, round: &Round) -> Result<Fate, String> {
         let question = round.question(self.ends);
         let way = self.send(question.clone(), self.place);
-        let is_answer = way.verdicts.iter().any(|it| matches!(it, Decision::Reply(_)));
+        let is_answer = way
+            .verdicts
+            .iter()
+            .any(|it| matches!(it, Decision::Reply(_)));
         match &way.end {
             Err(Lost::Dropped(reason)) if is_by_rule(*reason) => Ok(Fate::Drop),
             Err(Lost::Dropped(reason)) => Err(format!("dropped: {}", reason.name())),
@@ -91,7 +94,8 @@ impl Client<'_> {
             Ok(end) => {
                 let expected = round.answer(self.ends.swapped());
                 speech::same(&expected, &way.bytes).map_err(wrong)?;
-                self.came_out(self.ends.from.ip(), *end, &way).map_err(wrong)
+                self.came_out(self.ends.from.ip(), *end, &way)
+                    .map_err(wrong)
             }
         }
     }

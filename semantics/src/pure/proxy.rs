@@ -161,7 +161,8 @@ impl Proxy {
         self.due = behind;
         for name in done {
             let service = self.world.service(&name);
-            let check = service.and_then(|(it, slices)| health::check(it, slices, &self.config.name));
+            let check =
+                service.and_then(|(it, slices)| health::check(it, slices, &self.config.name));
             self.health.set_check(&name, check);
         }
     }
@@ -179,12 +180,15 @@ impl Proxy {
             &devices,
             HOST,
         );
-        self.health.set_addresses(self.health_addresses(&tables.addresses));
+        self.health
+            .set_addresses(self.health_addresses(&tables.addresses));
         let memory = &mut self.maps.memory;
         memory.settings = tables.settings;
         memory.networks = tables.networks;
         memory.devices = tables.devices.into_iter().collect();
-        let _report = self.sync.set_node_addresses(tables.addresses, &mut self.maps);
+        let _report = self
+            .sync
+            .set_node_addresses(tables.addresses, &mut self.maps);
     }
 
     /// Where health check node ports listen: on the addresses that accept NodePorts (rule R121).
@@ -282,7 +286,9 @@ fn node_config(config: &Config) -> NodeConfig {
             }
         },
         detect_local: match &config.detect_local {
-            case::DetectLocal::ClusterCidr(ranges) => node::DetectLocal::ClusterCidr(ranges.clone()),
+            case::DetectLocal::ClusterCidr(ranges) => {
+                node::DetectLocal::ClusterCidr(ranges.clone())
+            }
             case::DetectLocal::NodeCidr => node::DetectLocal::NodeCidr,
             case::DetectLocal::BridgeInterface(name) => {
                 node::DetectLocal::BridgeInterface(name.as_str().into())

@@ -179,7 +179,11 @@ pub(super) fn refuses(question: &[u8], answer: &[u8]) -> Result<(), String> {
     if protocol_of(answer) == Protocol::Tcp.number() {
         return is_reset(question, answer);
     }
-    let unreachable = if is_v4(answer) { (1, [3, 3]) } else { (58, [1, 4]) };
+    let unreachable = if is_v4(answer) {
+        (1, [3, 3])
+    } else {
+        (58, [1, 4])
+    };
     let at = transport_at(answer);
     let found = (protocol_of(answer), [answer[at], answer[at + 1]]);
     if found != unreachable {
@@ -260,8 +264,14 @@ mod tests {
         let stray = between(Frame::tcp(0x14, ANY, ANY), ends).bytes();
         assert!(refuses(&sent, &stray).is_err());
         let icmp = |kind, to, quote: &[u8]| Icmp::new(kind, "10.0.0.2", to, quote.into()).bytes();
-        assert_eq!(refuses(&sent, &icmp([3, 3], "10.0.0.1", &sent[14..])), Ok(()));
-        assert_eq!(refuses(&sent, &icmp([3, 3], "10.0.0.1", &sent[14..42])), Ok(()));
+        assert_eq!(
+            refuses(&sent, &icmp([3, 3], "10.0.0.1", &sent[14..])),
+            Ok(())
+        );
+        assert_eq!(
+            refuses(&sent, &icmp([3, 3], "10.0.0.1", &sent[14..42])),
+            Ok(())
+        );
         for wrong in [
             icmp([3, 1], "10.0.0.1", &sent[14..]),
             icmp([3, 3], "10.0.0.9", &sent[14..]),
