@@ -205,12 +205,19 @@ pub struct Reference {
 }
 
 /// The kinds of objects that cases hold.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Debug)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum ObjectKind {
     Service,
     EndpointSlice,
     Node,
+}
+
+impl ObjectKind {
+    /// What an object says that it is.
+    pub fn of(manifest: &Manifest) -> Option<Self> {
+        Self::deserialize(manifest.get("kind")?).ok()
+    }
 }
 
 /// Which object.

@@ -3,6 +3,16 @@
 use bytemuck::Pod;
 
 use super::checksum::Difference;
+use crate::abi::Addr;
+
+/// Where the routing table sends a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// To a neighbour on the device with this index.
+    Neighbour(u32),
+    /// Nowhere, or not past the stack.
+    None,
+}
 
 #[allow(clippy::len_without_is_empty, reason = "no packet is empty")]
 /// A packet from its link-layer header on.
@@ -42,4 +52,20 @@ pub trait Packet {
     /// Makes the packet `len` bytes long, by cutting or extending its end, and forgets that it
     /// was several segments in one.
     fn resize(&mut self, len: u32) -> Option<()>;
+
+    /// Index of the device that the packet comes in by or goes out by.
+    fn device(&self) -> u32;
+
+    /// Whether this is several segments in one, each of which fits where the whole does not.
+    fn is_segmented(&self) -> bool;
+
+    /// Asks the routing table about a packet from `src` to `dst` that came in by `device`, and sends
+    /// the packet that way if it leaves at all.
+    fn route(&mut self, src: &Addr, dst: &Addr, device: u32) -> Route;
+
+    /// Sends the packet out of a device, with its link-layer header as it is.
+    fn redirect_out(&mut self, device: u32);
+
+    /// Lets the packet come in by a device.
+    fn redirect_in(&mut self, device: u32);
 }

@@ -14,12 +14,13 @@ use tokio::sync::watch;
 use super::Options;
 use super::edges::View;
 use super::origin::Source;
+use super::probes::Probes;
 use super::unread::{Unread, lacks_slices};
 use crate::conntrack_gc::Collector;
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::loader::attach::Method;
 use crate::maps::Maps;
-use crate::model::{Affected, Event, ObjectName, Problem, World};
+use crate::model::{Affected, Event, Node, ObjectName, Problem, World};
 use crate::status::{self, LastSync, Status};
 use crate::sync::{Report, Sync};
 
@@ -56,6 +57,7 @@ pub(super) struct Control {
     kept: BTreeSet<ObjectName>,
     sync: Sync,
     maps: Maps,
+    probes: Probes,
     view: watch::Receiver<View>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
@@ -99,6 +101,7 @@ impl Control {
             kept: BTreeSet::new(),
             sync: Sync::new(maps.capacity(), contents),
             maps,
+            probes: Probes::start(options.healthz.0, options.metrics.0),
             view: watch::channel(View::default()).1,
             problems: BTreeMap::new(),
             retry: None,
@@ -135,6 +138,7 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        let mut probes_changes = self.probes.problems.changes();
         self.settle()?;
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -144,6 +148,7 @@ impl Control {
                     self.take(std::mem::take(&mut batch));
                 }
                 changed = self.view.changed() => changed.context("the monitor of devices ended")?,
+                Ok(()) = probes_changes.changed() => {}
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
@@ -183,6 +188,7 @@ impl Control {
             .chain(self.start_problem())
             .chain(self.sync.problems())
             .chain(view.problems)
+            .chain(self.probes.problems.all())
             .collect();
         self.status.devices = view.edges;
         self.write_status();
@@ -206,7 +212,9 @@ impl Control {
             }
         }
         self.unread.update(&self.problems, &self.world);
+        self.probes.tell_node(&self.world);
         if self.is_complete && (self.changed.is_some() || self.knows_more()) {
+            self.probes.changed();
             tokio::task::block_in_place(|| self.follow());
         }
     }
@@ -249,6 +257,8 @@ impl Control {
         let facts = NodeFacts {
             name: self.node.clone(),
             zone: self.world.zone().cloned(),
+            primary: primary_addresses(self.world.node()),
+            same_node_hints: true,
         };
         let mut report = Report::default();
         let mut shown = start;
@@ -261,6 +271,9 @@ impl Control {
                 .iter()
                 .map(|name| (name.clone(), desired(&self.world, &facts, name)))
                 .collect();
+            for (name, ports) in &changes {
+                self.probes.desired(name, ports);
+            }
             report = sum(report, self.sync.apply(changes, &mut self.maps));
         }
         if !self.sync.unclaimed().is_empty() {
@@ -299,6 +312,7 @@ impl Control {
 
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
+        self.probes.concluded(&self.world, &self.node, &self.sync);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,
@@ -378,6 +392,17 @@ impl Changed {
 fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPort> {
     let compile = |(service, slices)| compile(service, slices, facts);
     world.service(name).map(compile).unwrap_or_default()
+}
+
+/// The Node's first address of each family, by which it is known.
+fn primary_addresses(node: Option<&Node>) -> Vec<IpAddr> {
+    let all = node.map_or(&[][..], |node| &node.addresses);
+    let first = |family| {
+        all.iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
+    };
+    Family::ALL.into_iter().filter_map(first).collect()
 }
 
 /// Writes add up; what is pending is so after the last.

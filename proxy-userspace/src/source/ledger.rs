@@ -121,6 +121,7 @@ mod tests {
             zone: Some(zone.into()),
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            to_be_deleted: false,
         }))
     }
 

@@ -251,11 +251,8 @@ fn r34_r71_what_is_neither_ready_nor_serving_its_end_is_never_used() {
         ["10.0.0.1:8080", "10.0.0.2:8080"],
         "they keep their flows"
     );
-    assert!(
-        port.backends
-            .iter()
-            .all(|backend| backend.state == BackendState::NotReady)
-    );
+    let states: Vec<_> = port.backends.iter().map(|it| it.state).collect();
+    assert_eq!(states, [BackendState::NotReady, BackendState::NotServing]);
 }
 
 #[test]

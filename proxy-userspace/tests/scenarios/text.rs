@@ -153,6 +153,7 @@ fn bring_in(cluster: &mut Cluster, mut events: Vec<Event>, way: Way) {
             cluster.maps.faults.clear();
         }
     }
+    cluster.retry();
 }
 
 fn objects(lines: &[String]) -> Vec<Event> {
@@ -173,8 +174,10 @@ fn objects(lines: &[String]) -> Vec<Event> {
                     .ports(&ports.join(" "))
                     .event()
             }
-            ["node"] => node(None),
-            ["node", zone] => node(Some(zone.strip_prefix("zone=").unwrap())),
+            ["node"] => node(None, &[]),
+            ["node", zone, ref addresses @ ..] => {
+                node(Some(zone.strip_prefix("zone=").unwrap()), addresses)
+            }
             _ => panic!("no such object: {line}"),
         });
     }

@@ -1,6 +1,6 @@
 //! Which writes are made, when room is short, and what is said about it.
 
-use beeline::model::{EndpointSlice, Event, Service};
+use beeline::model::{EndpointSlice, Event, Service, TrafficPolicy};
 use beeline::sync::{Capacity, Contents, Sync, Write, dump};
 use proxy_common::abi::{BackendState, Family, Port, ServiceName};
 
@@ -23,7 +23,7 @@ fn running(capacity: Capacity, endpoints: &[&str]) -> Cluster {
     cluster
 }
 
-/// The last part of each write's name, `Gone` for the end of a backend.
+/// The last part of each write's name, `Gone` or `Detached` for the end of a backend.
 fn kinds(maps: &Maps) -> Vec<&'static str> {
     maps.log.iter().map(kind).collect()
 }
@@ -32,11 +32,18 @@ fn kind(write: &Write) -> &'static str {
     match write {
         Write::Service { .. } => "Service",
         Write::Backend { backend, .. } if backend.state == BackendState::Gone as u8 => "Gone",
+        Write::Backend { backend, .. } if backend.state == BackendState::Detached as u8 => {
+            "Detached"
+        }
         Write::Backend { .. } => "Backend",
         Write::Slots { .. } => "Slots",
         Write::Frontend { .. } => "Frontend",
         Write::RemoveFrontend { .. } => "RemoveFrontend",
         Write::RemoveService { .. } => "RemoveService",
+        Write::Address { .. } => "Address",
+        Write::RemoveAddress { .. } => "RemoveAddress",
+        Write::SourceRange { .. } => "SourceRange",
+        Write::RemoveSourceRange { .. } => "RemoveSourceRange",
     }
 }
 
@@ -46,7 +53,9 @@ fn the_new_is_written_before_it_is_reachable_and_the_old_removed_after() {
     cluster.apply([web().event(), web_slice(&["10.0.0.1", "10.0.0.2"]).event()]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["Service", "Backend", "Backend", "Slots", "Frontend"]
+        [
+            "Service", "Backend", "Backend", "Slots", "Address", "Frontend"
+        ]
     );
     cluster.maps.log.clear();
     cluster.apply([web_slice(&["10.0.0.2", "10.0.0.3"]).event()]);
@@ -58,7 +67,13 @@ fn the_new_is_written_before_it_is_reachable_and_the_old_removed_after() {
     cluster.apply([Event::ServiceGone(object("shop/web"))]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["RemoveFrontend", "Gone", "Gone", "RemoveService"]
+        [
+            "RemoveFrontend",
+            "Detached",
+            "Detached",
+            "RemoveService",
+            "RemoveAddress"
+        ]
     );
 }
 
@@ -75,7 +90,7 @@ fn a_change_of_state_alone_writes_the_backend_alone() {
 fn properties_of_a_frontend_alone_write_the_frontend_alone() {
     let mut cluster = running(ROOMY, &["10.0.0.1"]);
     let mut changed = web();
-    changed.affinity_seconds = Some(60);
+    changed.internal_policy = TrafficPolicy::Local;
     cluster.apply([changed.event()]);
     assert_eq!(kinds(&cluster.maps), ["Frontend"]);
 }
@@ -87,7 +102,7 @@ fn r162_a_cluster_ip_changes_hands_by_one_write() {
     cluster.apply([Event::ServiceGone(object("shop/web")), heir.event()]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["Service", "Frontend", "Gone", "RemoveService"]
+        ["Service", "Frontend", "Detached", "RemoveService"]
     );
 }
 

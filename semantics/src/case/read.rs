@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Case, Expect, Flow, Packet, Verdict};
+use super::{Case, Expect, Flow, Manifest, ObjectKind, Packet, Verdict};
 
 /// Why there is no list of case files.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +125,7 @@ impl Case {
 
     /// What the types leave open: references, and fields that exclude each other.
     fn check(&self) -> Result<(), Wrong> {
+        self.check_objects()?;
         let mut ids = BTreeSet::new();
         let mut connections = BTreeSet::new();
         for (at, flow) in self.flows() {
@@ -152,6 +153,46 @@ impl Case {
         }
         Ok(())
     }
+}
+
+impl Case {
+    fn check_objects(&self) -> Result<(), Wrong> {
+        let start = [
+            ("services", ObjectKind::Service, &self.objects.services),
+            (
+                "endpointSlices",
+                ObjectKind::EndpointSlice,
+                &self.objects.endpoint_slices,
+            ),
+            ("nodes", ObjectKind::Node, &self.objects.nodes),
+        ];
+        for (list, kind, manifests) in start {
+            for (index, manifest) in manifests.iter().enumerate() {
+                let at = format!("objects.{list}[{index}]");
+                if object_kind(&at, manifest)? != kind {
+                    return Err(wrong(format!("{at}.kind"), format!("not a {kind:?}")));
+                }
+            }
+        }
+        for (step, it) in self.steps.iter().enumerate() {
+            for (index, manifest) in it.apply.iter().enumerate() {
+                let _known = object_kind(&format!("steps[{step}].apply[{index}]"), manifest)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an object is; it has to say so, and how it is called.
+fn object_kind(at: &str, manifest: &Manifest) -> Result<ObjectKind, Wrong> {
+    let name = manifest
+        .get("metadata")
+        .and_then(|it| it.get("name")?.as_str());
+    if name.is_none_or(str::is_empty) {
+        return Err(wrong(format!("{at}.metadata.name"), "missing"));
+    }
+    let message = "must be Service, EndpointSlice or Node";
+    ObjectKind::of(manifest).ok_or_else(|| wrong(format!("{at}.kind"), message))
 }
 
 impl Flow {

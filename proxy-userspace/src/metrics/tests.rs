@@ -1,0 +1,152 @@
+use std::net::IpAddr;
+
+use proxy_common::abi::{FrontendFlags, Protocol};
+
+use super::*;
+use crate::desired::{DesiredPort, NodeFacts, compile};
+use crate::model::{
+    Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort, TrafficPolicy,
+};
+
+fn object(name: &str) -> ObjectName {
+    ObjectName {
+        namespace: "shop".into(),
+        name: name.into(),
+    }
+}
+
+fn service(internal: TrafficPolicy) -> Service {
+    Service {
+        name: object("web"),
+        cluster_ips: vec![IpAddr::from([172, 30, 1, 1])],
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+        }],
+        internal_policy: internal,
+        external_policy: TrafficPolicy::Cluster,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        affinity_seconds: None,
+        health_check_node_port: None,
+    }
+}
+
+/// One endpoint on each of these nodes.
+fn slice(nodes: &[&'static str]) -> EndpointSlice {
+    let endpoint = |(n, &node): (u8, &&'static str)| Endpoint {
+        address: IpAddr::from([10, 0, 1, n]),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some(node.into()),
+        zone_hints: vec![],
+        node_hints: vec![],
+    };
+    EndpointSlice {
+        name: object("web-1"),
+        service: object("web"),
+        family: Family::Ipv4,
+        ports: vec![SlicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+        }],
+        endpoints: (1..).zip(nodes).map(endpoint).collect(),
+    }
+}
+
+fn ports(internal: TrafficPolicy, nodes: &[&'static str]) -> Vec<DesiredPort> {
+    let here = NodeFacts {
+        name: "here".into(),
+        zone: None,
+    };
+    compile(&service(internal), &[slice(nodes)], &here)
+}
+
+/// The same with a frontend for traffic from outside.
+fn with_external(mut ports: Vec<DesiredPort>, flags: FrontendFlags) -> Vec<DesiredPort> {
+    for port in &mut ports {
+        let mut frontend = port.frontends[0];
+        frontend.flags = FrontendFlags::EXTERNAL.union(flags);
+        port.frontends.push(frontend);
+    }
+    ports
+}
+
+fn counts(ports: &[DesiredPort]) -> (u32, u32) {
+    let of_family = no_local(ports).of(Family::Ipv4);
+    assert_eq!(
+        no_local(ports).of(Family::Ipv6),
+        NoLocal::default().of(Family::Ipv6)
+    );
+    (of_family.internal, of_family.external)
+}
+
+#[test]
+fn r176_ports_without_a_local_endpoint_count_by_policy() {
+    use TrafficPolicy::{Cluster, Local};
+    let away = &["node0", "node1", "node2"];
+    assert_eq!(counts(&ports(Local, away)), (1, 0));
+    assert_eq!(counts(&ports(Local, &["here", "node1"])), (0, 0));
+    assert_eq!(counts(&ports(Cluster, away)), (0, 0));
+    let external = |flags| with_external(ports(Cluster, away), flags);
+    assert_eq!(counts(&external(FrontendFlags::LOCAL_ONLY)), (0, 1));
+    assert_eq!(counts(&external(FrontendFlags::NONE)), (0, 0));
+    let both = with_external(ports(Local, away), FrontendFlags::LOCAL_ONLY);
+    let two_frontends = with_external(both, FrontendFlags::LOCAL_ONLY);
+    assert_eq!(counts(&two_frontends), (1, 1));
+}
+
+#[test]
+fn r176_ports_without_any_endpoint_do_not_count() {
+    let none = ports(TrafficPolicy::Local, &[]);
+    assert_eq!(
+        counts(&with_external(none, FrontendFlags::LOCAL_ONLY)),
+        (0, 0)
+    );
+}
+
+#[test]
+fn totals_follow_each_service() {
+    let one = no_local(&ports(TrafficPolicy::Local, &["away"]));
+    let internal = |totals: &NoLocalTotals| totals.total().of(Family::Ipv4).internal;
+    let mut totals = NoLocalTotals::default();
+    totals.set(&object("a"), one);
+    totals.set(&object("b"), one);
+    totals.set(&object("b"), one);
+    assert_eq!(internal(&totals), 2);
+    totals.set(&object("a"), NoLocal::default());
+    assert_eq!(internal(&totals), 1);
+    totals.set(&object("b"), NoLocal::default());
+    assert_eq!(totals.total(), NoLocal::default());
+}
+
+#[test]
+fn r175_names_and_labels_are_kube_proxys() {
+    let metrics = Metrics::new();
+    metrics.set_no_local(no_local(&ports(TrafficPolicy::Local, &["away"])));
+    metrics.count_probe(Probe::Healthz, StatusCode::OK);
+    metrics.count_probe(Probe::Healthz, StatusCode::OK);
+    metrics.count_probe(Probe::Livez, StatusCode::SERVICE_UNAVAILABLE);
+    let text = metrics.text();
+    let mut samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    samples.sort_unstable();
+    let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+    let gauge = |family, policy, value| {
+        format!(r#"{name}{{ip_family="{family}",traffic_policy="{policy}"}} {value}"#)
+    };
+    let expected = [
+        r#"kubeproxy_proxy_healthz_total{code="200"} 2"#.to_owned(),
+        r#"kubeproxy_proxy_livez_total{code="503"} 1"#.to_owned(),
+        gauge("IPv4", "external", 0),
+        gauge("IPv4", "internal", 1),
+        gauge("IPv6", "external", 0),
+        gauge("IPv6", "internal", 0),
+    ];
+    assert_eq!(samples, expected);
+    assert!(text.contains(&format!("# TYPE {name} gauge\n")));
+}
