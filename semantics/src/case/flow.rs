@@ -75,7 +75,7 @@ pub struct Dialled {
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Deserialize, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Debug)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Protocol {
