@@ -1,5 +1,6 @@
 //! The command line and the report.
 
+use std::env;
 use std::fmt::{self, Write as _};
 use std::iter::Sum;
 use std::ops::AddAssign;
@@ -97,7 +98,9 @@ fn run(args: &Args) -> Result<Tally> {
 }
 
 fn read(args: &Args) -> Result<Vec<Read>> {
-    let own = [Path::new(env!("CARGO_MANIFEST_DIR")).join("cases")];
+    // Cargo says at run time where the package is: trees are moved along with what was built.
+    let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    let own = [Path::new(&package).join("cases")];
     let folders = if args.folders.is_empty() {
         &own[..]
     } else {
