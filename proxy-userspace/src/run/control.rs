@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use proxy_common::abi::{Addr, Family, Settings, SettingsFlags};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::Options;
@@ -16,7 +17,7 @@ use super::edges::View;
 use super::origin::Source;
 use super::probes::Probes;
 use super::unread::{Unread, lacks_slices};
-use crate::conntrack_gc::Collector;
+use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::loader::attach::Method;
 use crate::maps::Maps;
@@ -65,7 +66,14 @@ pub(super) struct Control {
     status: Status,
     written: Option<(Instant, Status)>,
     /// Dropped, it ends the collector.
-    _collector: Option<mpsc::Sender<()>>,
+    collector: Option<mpsc::Sender<Inquiry>>,
+    /// Detached backends that the collector has been asked for.
+    asked: Option<BTreeSet<u32>>,
+    /// Which of them are in use.
+    answers: (
+        UnboundedSender<BTreeSet<u32>>,
+        UnboundedReceiver<BTreeSet<u32>>,
+    ),
 }
 
 impl Control {
@@ -107,7 +115,9 @@ impl Control {
             retry: None,
             status,
             written: None,
-            _collector: None,
+            collector: None,
+            asked: None,
+            answers: unbounded_channel(),
         })
     }
 
@@ -117,14 +127,14 @@ impl Control {
         view: watch::Receiver<View>,
         collector: Collector,
     ) -> anyhow::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let collect = move || collector.run(&stopped);
+        let (inquiries, inquired) = mpsc::channel();
+        let collect = move || collector.run(&inquired);
         let thread = std::thread::Builder::new()
             .name("conntrack-gc".to_owned())
             .spawn(collect);
         drop(thread.context("cannot start the collector of flow records")?);
         self.view = view;
-        self._collector = Some(stop);
+        self.collector = Some(inquiries);
         Ok(self)
     }
 
@@ -149,6 +159,7 @@ impl Control {
                 }
                 changed = self.view.changed() => changed.context("the monitor of devices ended")?,
                 Ok(()) = probes_changes.changed() => {}
+                Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
@@ -161,8 +172,33 @@ impl Control {
         Ok(())
     }
 
+    /// Asks for the backends of deleted service ports that flows still use.
+    fn inquire(&mut self) {
+        if self.asked.is_some() || !self.sync.has_detached() {
+            return;
+        }
+        let backends = self.sync.detached();
+        let inquiry = Inquiry {
+            backends: backends.clone(),
+            answer: self.answers.0.clone(),
+        };
+        let sent = self.collector.as_ref().map(|it| it.send(inquiry));
+        if matches!(sent, Some(Ok(()))) {
+            self.asked = Some(backends);
+        }
+    }
+
+    /// Frees what was asked for and is not in use.
+    fn release(&mut self, mut in_use: BTreeSet<u32>) {
+        let asked = self.asked.take().unwrap_or_default();
+        in_use.extend(self.sync.detached().difference(&asked));
+        let report = self.sync.release_detached(&in_use, &mut self.maps);
+        tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+    }
+
     /// Brings settings and status up to date.
     fn settle(&mut self) -> anyhow::Result<()> {
+        self.inquire();
         let view = self.view.borrow_and_update().clone();
         let preferred = self.world.node().map_or(&[][..], |node| &node.addresses);
         let settings = settings(preferred, &view.addresses, self.flags);
