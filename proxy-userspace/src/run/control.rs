@@ -158,11 +158,11 @@ impl Control {
                     self.take(std::mem::take(&mut batch));
                 }
                 changed = self.view.changed() => changed.context("the monitor of devices ended")?,
-                Ok(()) = probes_changes.changed() => {}
                 Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
+                Ok(()) = probes_changes.changed() => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }

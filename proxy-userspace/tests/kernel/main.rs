@@ -8,6 +8,7 @@ mod client;
 mod cluster;
 mod fragments;
 mod hairpin;
+mod health;
 mod kubernetes;
 mod options;
 mod path_mtu;
