@@ -11,6 +11,7 @@ mod memory;
 mod packet;
 mod plan;
 mod proxy;
+mod stuck;
 mod talk;
 mod wire;
 mod world;
@@ -26,12 +27,22 @@ use self::world::World;
 use crate::case::{Case, Check, Flow, Step};
 use crate::outcome::{Failure, Item, Outcome, Place};
 
+/// What a runner may have to be able to do, and this one is.
+const ABILITIES: [&str; 2] = ["legacy-ip-syntax", "per-family-sync"];
+
 /// Runs a case.
 pub fn run(case: &Case) -> Outcome {
-    if let Some(reason) = not_on_the_wire(case) {
-        return Outcome::NotOnTheWire(reason);
+    let mut required = case.requires.iter();
+    if let Some(ability) = required.find(|it| !ABILITIES.contains(&it.as_str())) {
+        return Outcome::NotOnTheWire(format!("requires `{ability}`, which is unknown here"));
     }
-    match catch_unwind(AssertUnwindSafe(|| failures(case))) {
+    let is_stuck = is_stuck(case);
+    if is_stuck && plan::flows(case).next().is_some() {
+        let reason = "the real daemon's updates of the kernel can't be made to hang";
+        return Outcome::NotOnTheWire(reason.into());
+    }
+    let play = if is_stuck { stuck::failures } else { failures };
+    match catch_unwind(AssertUnwindSafe(|| play(case))) {
         Ok(failures) => Outcome::of(failures),
         // What it has said is on the screen already.
         Err(_) => Outcome::Failed(vec![START.fails("the runner panicked")]),
@@ -48,11 +59,11 @@ const START: Place = Place {
     item: Item::Change,
 };
 
-fn not_on_the_wire(case: &Case) -> Option<String> {
+/// Whether updates of the kernel hang at some time.
+fn is_stuck(case: &Case) -> bool {
     let simulated = case.steps.iter().filter_map(|step| step.simulate.as_ref());
-    let blocks = simulated.filter_map(|simulate| simulate.block_sync.as_ref());
-    let n_blocks = blocks.filter(|families| !families.is_empty()).count();
-    (n_blocks > 0).then(|| "the real daemon's updates of the kernel can't be made to hang".into())
+    let blocked = simulated.filter_map(|simulate| simulate.block_sync.as_ref());
+    blocked.flatten().next().is_some()
 }
 
 fn failures(case: &Case) -> Vec<Failure> {
@@ -123,12 +134,7 @@ impl Node {
                 failures.push(Place { step, item }.fails(format!("{error:#}")));
             }
         }
-        for (index, check) in checks.iter().enumerate() {
-            if let Err(error) = checks::check(&self.world.testbed, check) {
-                let item = Item::Check(index, check.name().to_owned());
-                failures.push(Place { step, item }.fails(format!("{error:#}")));
-            }
-        }
+        failures.extend(checks::failures(&self.world.testbed, step, checks));
         failures
     }
 }

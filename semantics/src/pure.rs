@@ -16,8 +16,11 @@ mod proxy;
 mod speech;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
-use crate::case::{Case, Check, Flow};
+use beeline::health::State;
+
+use crate::case::{Case, Check, Flow, Step};
 use crate::outcome::{Failure, Item, Outcome, Place};
 use flows::Flows;
 use objects::Order;
@@ -102,4 +105,24 @@ fn observe(
         );
     }
     failures
+}
+
+/// The health of a control plane in memory, for servers elsewhere.
+pub(crate) struct HealthOf(Proxy);
+
+impl HealthOf {
+    /// That of a case's control plane, started with what the API server holds at first.
+    pub(crate) fn start(case: &Case) -> Self {
+        Self(Proxy::start(case, Order::AsGiven))
+    }
+
+    /// Carries out what a step says.
+    pub(crate) fn step(&mut self, step: &Step) {
+        self.0.step(step);
+    }
+
+    /// Its state, and what time it is.
+    pub(crate) fn now(&self) -> (State, Instant) {
+        (self.0.health.clone(), self.0.now())
+    }
 }

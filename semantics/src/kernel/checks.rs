@@ -10,20 +10,26 @@ use serde_json::{Map, Value};
 use xtask::testbed::{Testbed, in_namespace};
 
 use crate::case::{Check, HttpCheck, HttpExpect, MetricCheck};
+use crate::outcome::{Failure, Item, Place};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Where the daemon's metrics are.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
-/// Makes an observation and holds it against what is expected.
-///
-/// # Errors
-/// What is not as expected.
-pub(super) fn check(testbed: &Testbed, check: &Check) -> Result<()> {
-    match check {
-        Check::Http(check) => http(testbed, check),
-        Check::Metric(check) => metric(testbed, check),
+/// Makes observations, and tells which are not as expected.
+pub(super) fn failures(testbed: &Testbed, step: Option<usize>, checks: &[Check]) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for (index, check) in checks.iter().enumerate() {
+        let result = match check {
+            Check::Http(check) => http(testbed, check),
+            Check::Metric(check) => metric(testbed, check),
+        };
+        if let Err(error) = result {
+            let item = Item::Check(index, check.name().to_owned());
+            failures.push(Place { step, item }.fails(format!("{error:#}")));
+        }
     }
+    failures
 }
 
 fn http(testbed: &Testbed, check: &HttpCheck) -> Result<()> {
