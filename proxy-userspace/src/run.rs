@@ -7,8 +7,8 @@ mod control;
 mod edges;
 mod logs;
 mod origin;
-mod probes;
 mod unread;
+mod vitals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,6 @@ pub use self::origin::Origin;
 use self::origin::Source;
 use crate::conntrack_gc::{Collector, Timeouts};
 use crate::devices::{PodDevices, monitor};
-use crate::health::Bind;
 use crate::loader::attach::{Attacher, Method};
 use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
@@ -51,12 +50,12 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Switches of the datapath.
     pub flags: SettingsFlags,
-    /// Where `/healthz` and `/livez` are (rule R130).
-    pub healthz: Bind,
-    /// Where the metrics are (rule R137).
-    pub metrics: Bind,
     /// How to attach; `None`: the best way that the kernel offers.
     pub method: Option<Method>,
+    /// Where `/healthz` and `/livez` are (rule R130).
+    pub healthz: crate::health::Bind,
+    /// Where the metrics are (rule R137).
+    pub metrics: crate::health::Bind,
 }
 
 /// The kernel programs.

@@ -13,7 +13,6 @@ use tracing_subscriber::EnvFilter;
 use super::Paths;
 use crate::conntrack_gc::Timeouts;
 use crate::devices::PodDevices;
-use crate::health::Bind;
 use crate::loader::attach::Method;
 use crate::loader::sizes::Sizes;
 use crate::run::{Options, Origin};
@@ -54,18 +53,18 @@ pub(super) struct RunArgs {
     /// it to netfilter, which may know it from kube-proxy's time; `adopt` sends it to a backend.
     #[arg(long, value_enum, default_value = "pass")]
     tcp_mid_flow: MidFlowArg,
-    /// Where to answer load balancers and the kubelet at /healthz and /livez; empty: nowhere.
-    /// 0.0.0.0 and [::] stand for all addresses of both families.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
-    healthz_bind_address: Bind,
-    /// Where to serve /metrics; empty: nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
-    metrics_bind_address: Bind,
     /// What to log: error, warn, info, debug or trace, or directives such as
     /// `info,beeline::sync=debug`. A single word is about Beeline itself, not about what it is
     /// made of.
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = filter)]
     log: String,
+    /// Where to answer load balancers and the kubelet at /healthz and /livez; empty: nowhere.
+    /// 0.0.0.0 and [::] stand for all addresses of both families.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
+    healthz_bind_address: crate::health::Bind,
+    /// Where to serve /metrics; empty: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
+    metrics_bind_address: crate::health::Bind,
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -248,12 +247,12 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
             MidFlowArg::Pass => SettingsFlags::NONE,
             MidFlowArg::Adopt => SettingsFlags::ADOPT_MID_FLOW,
         },
-        healthz: args.healthz_bind_address,
-        metrics: args.metrics_bind_address,
         method: args.attach.map(|attach| match attach {
             AttachArg::Tcx => Method::Tcx,
             AttachArg::Clsact => Method::Clsact,
         }),
+        healthz: args.healthz_bind_address,
+        metrics: args.metrics_bind_address,
     })
 }
 

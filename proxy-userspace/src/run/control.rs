@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use super::Options;
 use super::edges::View;
 use super::origin::Source;
-use super::probes::Probes;
 use super::unread::{Unread, lacks_slices};
 use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
@@ -56,9 +55,9 @@ pub(super) struct Control {
     unread: Unread,
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
+    vitals: super::vitals::Vitals,
     sync: Sync,
     maps: Maps,
-    probes: Probes,
     view: watch::Receiver<View>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
@@ -107,9 +106,9 @@ impl Control {
             is_complete: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
+            vitals: super::vitals::Vitals::start(options.healthz.0, options.metrics.0),
             sync: Sync::new(maps.capacity(), contents),
             maps,
-            probes: Probes::start(options.healthz.0, options.metrics.0),
             view: watch::channel(View::default()).1,
             problems: BTreeMap::new(),
             retry: None,
@@ -145,10 +144,10 @@ impl Control {
     pub(super) async fn run(mut self, mut source: Source) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut trouble = self.vitals.problems.changes();
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
-        let mut probes_changes = self.probes.problems.changes();
         self.settle()?;
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -162,7 +161,7 @@ impl Control {
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
-                Ok(()) = probes_changes.changed() => {}
+                Ok(()) = trouble.changed() => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -221,10 +220,10 @@ impl Control {
             message: message.clone(),
         });
         self.status.problems = of_source
+            .chain(self.vitals.problems.all())
             .chain(self.start_problem())
             .chain(self.sync.problems())
             .chain(view.problems)
-            .chain(self.probes.problems.all())
             .collect();
         self.status.devices = view.edges;
         self.write_status();
@@ -248,9 +247,9 @@ impl Control {
             }
         }
         self.unread.update(&self.problems, &self.world);
-        self.probes.tell_node(&self.world);
+        self.vitals.tell_node(&self.world);
         if self.is_complete && (self.changed.is_some() || self.knows_more()) {
-            self.probes.changed();
+            self.vitals.changed();
             tokio::task::block_in_place(|| self.follow());
         }
     }
@@ -308,7 +307,7 @@ impl Control {
                 .map(|name| (name.clone(), desired(&self.world, &facts, name)))
                 .collect();
             for (name, ports) in &changes {
-                self.probes.desired(name, ports);
+                self.vitals.desired(name, ports);
             }
             report = sum(report, self.sync.apply(changes, &mut self.maps));
         }
@@ -348,7 +347,7 @@ impl Control {
 
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
-        self.probes.concluded(&self.world, &self.node, &self.sync);
+        self.vitals.concluded(&self.world, &self.node, &self.sync);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,

@@ -18,8 +18,8 @@ use crate::sync::Sync;
 /// kube-proxy's default (rule R183); twice this a change may wait.
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
-/// The servers, and what they answer from.
-pub(super) struct Probes {
+/// The signs of life: the servers that tell them, and what they answer from.
+pub(super) struct Vitals {
     health: Health,
     metrics: Arc<Metrics>,
     pub(super) problems: Problems,
@@ -31,7 +31,7 @@ pub(super) struct Probes {
     _metrics: Option<metrics::Server>,
 }
 
-impl Probes {
+impl Vitals {
     /// Starts the servers. `None` in place of an address leaves its server out.
     pub(super) fn start(healthz: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Self {
         allow_sockets();
@@ -117,7 +117,7 @@ fn allow_sockets() {
     }
 }
 
-impl Drop for Probes {
+impl Drop for Vitals {
     fn drop(&mut self) {
         self.node_ports.abort();
     }
@@ -157,12 +157,12 @@ mod tests {
         fn grace_period(&mut self) {}
     }
 
-    /// A daemon's loop, reduced to what the probes see of it.
+    /// A daemon's loop, reduced to what they see of it.
     struct Scene {
         world: World,
         sync: Sync,
         kernel: Kernel,
-        probes: Probes,
+        vitals: Vitals,
     }
 
     impl Scene {
@@ -175,16 +175,16 @@ mod tests {
                 addresses: 10,
                 source_ranges: 10,
             };
-            let probes = Probes::start(None, None);
+            let vitals = Vitals::start(None, None);
             let nowhere = BTreeSet::new();
-            probes
+            vitals
                 .health
                 .update(|state, _| state.set_addresses(nowhere));
             Self {
                 world: World::new(),
                 sync: Sync::new(capacity, Contents::default()),
                 kernel: Kernel { works: true },
-                probes,
+                vitals,
             }
         }
 
@@ -192,7 +192,7 @@ mod tests {
         fn follow(&mut self, n_endpoints: u8) {
             self.world.apply(Event::Service(service()));
             self.world.apply(Event::Slice(slice(n_endpoints)));
-            self.probes.changed();
+            self.vitals.changed();
             let facts = NodeFacts {
                 name: HERE.into(),
                 zone: None,
@@ -201,7 +201,7 @@ mod tests {
             };
             let (service, slices) = self.world.service(&name()).unwrap();
             let ports = compile(service, slices, &facts);
-            self.probes.desired(&name(), &ports);
+            self.vitals.desired(&name(), &ports);
             self.sync.apply([(name(), ports)], &mut self.kernel);
             self.conclude();
         }
@@ -212,19 +212,19 @@ mod tests {
         }
 
         fn conclude(&mut self) {
-            self.probes.concluded(&self.world, HERE, &self.sync);
+            self.vitals.concluded(&self.world, HERE, &self.sync);
         }
 
         fn n_local(&self) -> u32 {
             let check = |state: &State, now| state.check(&name(), Family::Ipv4, now).n_local;
-            self.probes.health.look(check)
+            self.vitals.health.look(check)
         }
 
         /// Whether no change waits.
         fn will_be_healthy(&self) -> bool {
             let later = 3 * SYNC_PERIOD;
             let is_healthy = |state: &State, now| state.proxy(now + later).is_healthy;
-            self.probes.health.look(is_healthy)
+            self.vitals.health.look(is_healthy)
         }
     }
 
