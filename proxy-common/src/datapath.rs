@@ -40,7 +40,7 @@ mod tables;
 mod tests;
 
 pub use hook::Hook;
-pub use packet::{Packet, Route};
+pub use packet::{Origin, Packet, Route};
 pub use tables::{Claim, Count, Draft, Tables};
 
 use crate::abi::Verdict;

@@ -37,7 +37,7 @@ pub(crate) fn node_egress(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(context: &TcContext, hook: Hook) -> i32 {
-    let mut packet = Skb::new(context);
+    let mut packet = Skb::new(context, hook);
     let verdict = decide(&mut packet, &Maps, hook);
     conclude(context, &packet, verdict)
 }

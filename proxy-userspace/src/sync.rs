@@ -230,9 +230,9 @@ impl Sync {
 
     /// Whether a write failed that is still to be done.
     pub fn has_failed_writes(&self) -> bool {
-        let refusals = self.pending.values().map(|pending| &pending.refusal);
-        let failed = |refusal: &Option<_>| matches!(refusal, Some(Refusal::Write { .. }));
-        !self.repairs.is_empty() || refusals.into_iter().any(failed)
+        let services = self.pending.values().map(|pending| &pending.refusal);
+        let mut refusals = services.chain([&self.address_refusal]).flatten();
+        !self.repairs.is_empty() || refusals.any(|it| matches!(it, Refusal::Write { .. }))
     }
 
     /// Whether an older version of a Service is in force. Where others have one of its frontends,

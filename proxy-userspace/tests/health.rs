@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use beeline::health::{Health, HealthCheck, NodePorts, Problems, Server, State};
 use beeline::metrics::{self, Metrics};
 use beeline::model::{Node, ObjectName};
+use beeline::source::parse;
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -544,4 +545,24 @@ async fn r137_the_metrics_server_has_kube_proxys_paths() {
     assert!(kind.starts_with("application/openmetrics-text"));
     assert!(open.body.ends_with("# EOF\n"));
     assert_eq!(get(address, "/livez").await.status, 404);
+}
+
+#[test]
+fn r134_the_autoscalers_taint_or_a_deletion_ends_a_node() {
+    let is_to_go = |fields: Value| {
+        let node = serde_json::from_value(fields).unwrap();
+        let parsed = parse::node(&mut parse::Strings::default(), object("here"), &node);
+        parsed.object.unwrap().to_be_deleted
+    };
+    let tainted = |key, effect, value: Option<&str>| {
+        let taint = json!({"key": key, "effect": effect, "value": value});
+        is_to_go(json!({"spec": {"taints": [{"key": "first", "effect": "NoExecute"}, taint]}}))
+    };
+    let key = "ToBeDeletedByClusterAutoscaler";
+    assert!(tainted(key, "NoSchedule", Some("1700000000")));
+    assert!(tainted(key, "PreferNoSchedule", None));
+    assert!(!tainted("other", "NoSchedule", None));
+    assert!(!is_to_go(json!({"spec": {}})));
+    let metadata = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+    assert!(is_to_go(json!({"metadata": metadata})));
 }

@@ -1,5 +1,6 @@
 //! The command line and the report.
 
+use std::env;
 use std::fmt::{self, Write as _};
 use std::iter::Sum;
 use std::ops::AddAssign;
@@ -97,7 +98,9 @@ fn run(args: &Args) -> Result<Tally> {
 }
 
 fn read(args: &Args) -> Result<Vec<Read>> {
-    let own = [Path::new(env!("CARGO_MANIFEST_DIR")).join("cases")];
+    // Cargo says at run time where the package is: trees are moved along with what was built.
+    let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    let own = [Path::new(&package).join("cases")];
     let folders = if args.folders.is_empty() {
         &own[..]
     } else {
@@ -222,5 +225,66 @@ impl Sum for Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Item, Place};
+
+    fn case() -> Read {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+        case::folder(&folder).unwrap().swap_remove(0)
+    }
+
+    #[test]
+    fn a_broken_file_is_a_failure_that_names_file_and_field() {
+        let wrong = Case::from_json("{}").unwrap_err();
+        let read = Read {
+            file: "some/where.json".into(),
+            case: Err(wrong),
+        };
+        let (tally, text) = report(&read, None);
+        assert_eq!((tally.passed, tally.failed), (0, 1));
+        let expected = "FAILED where: some/where.json: .: missing field `formatVersion`";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn each_failure_has_a_line_but_a_case_counts_once() {
+        let read = case();
+        let place = |index| Place {
+            step: None,
+            item: Item::Flow(index, "a flow".into()),
+        };
+        let failures = vec![place(0).fails("one"), place(2).fails("another")];
+        let (tally, text) = report(&read, Some(&Outcome::Failed(failures)));
+        assert_eq!(tally.to_string(), "0 passed, 1 failed");
+        let id = read.id();
+        let expected = format!(
+            "FAILED {id}: flows[0] 'a flow': one\nFAILED {id}: flows[2] 'a flow': another\n"
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_left_out_is_listed_and_neither_passed_nor_failed() {
+        let read = case();
+        let outcome = Outcome::NotOnTheWire("no reason".into());
+        let (tally, text) = report(&read, Some(&outcome));
+        assert_eq!((tally.passed, tally.failed, tally.left_out), (0, 0, 1));
+        assert_eq!(text, format!("not on the wire: {}: no reason\n", read.id()));
+        assert_eq!(report(&read, Some(&Outcome::Passed)).1, "");
+    }
+
+    #[test]
+    fn results_keep_the_order_of_the_items() {
+        let items: Vec<u32> = (0..100).collect();
+        assert_eq!(
+            in_parallel(4, &items, |item| item + 1),
+            (1..=100).collect::<Vec<_>>()
+        );
+        assert!(in_parallel(4, &items[..0], |item| *item).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Where a rewritten packet or an answer goes.
 
 use super::reply::turn_ethernet;
-use super::{Hook, Packet, Route, Tables};
+use super::{Hook, Origin, Packet, Route, Tables};
 use crate::abi::{Drop, Exit, Tuple};
 
 /// Why a packet cannot go where it should.
@@ -27,8 +27,8 @@ pub(super) fn prepare<P: Packet, T: Tables>(
     if exit != Exit::Route {
         return Ok(());
     }
-    let came_by = came_by(packet, tables, hook);
-    match packet.route(&to.src, &to.dst, came_by) {
+    let origin = origin(packet, tables, hook);
+    match packet.route(&to.src, &to.dst, origin) {
         Route::Neighbour(device) => fits(packet, tables, device),
         Route::None => Err(Stuck::Drop(Drop::NoRoute)),
     }
@@ -78,15 +78,16 @@ pub(super) fn answer<P: Packet, T: Tables>(
     }
 }
 
-/// The device by which the packet came into this node, or for one of the node's own the one by
-/// which such packets are routed.
+/// Where the packet comes from, to the routing table.
 #[inline(always)]
-pub(super) fn came_by<P: Packet, T: Tables>(packet: &P, tables: &T, hook: Hook) -> u32 {
-    if hook == Hook::NodeEgress {
+pub(super) fn origin<P: Packet, T: Tables>(packet: &P, tables: &T, hook: Hook) -> Origin {
+    let is_own = hook == Hook::NodeEgress;
+    let device = if is_own {
         tables.settings().host_device
     } else {
         packet.device()
-    }
+    };
+    Origin { device, is_own }
 }
 
 /// Back out of the device it came in by.

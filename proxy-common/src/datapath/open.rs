@@ -3,6 +3,7 @@
 use core::hint::black_box;
 
 use super::conntrack::{first_state, is_over, remove_twin};
+use super::exit;
 use super::find::{self, Found};
 use super::parse::{Headers, Signal};
 use super::policy::{self, Client};
@@ -305,8 +306,8 @@ fn source_towards<P: Packet, T: Tables>(
     hook: Hook,
     answer: &FlowKey,
 ) -> Result<Addr, Drop> {
-    let came_by = super::exit::came_by(packet, tables, hook);
-    let Route::Neighbour(device) = packet.route(&answer.tuple.dst, &answer.tuple.src, came_by)
+    let origin = exit::origin(packet, tables, hook);
+    let Route::Neighbour(device) = packet.route(&answer.tuple.dst, &answer.tuple.src, origin)
     else {
         return Err(Drop::NoRoute);
     };

@@ -132,7 +132,18 @@ impl Memory {
     pub fn remove_backends_at(&mut self, ip: IpAddr) {
         for backend in self.backends_at(ip) {
             backend.state = BackendState::Gone as u8;
+            backend.flags = BackendFlags::NONE;
             backend.generation += 1;
+            backend.joined += 1;
+        }
+    }
+
+    /// The endpoint with this address leaves both sets and has this state.
+    pub fn retire_backends_at(&mut self, ip: IpAddr, state: BackendState) {
+        for backend in self.backends_at(ip) {
+            backend.state = state as u8;
+            backend.flags = BackendFlags::NONE;
+            backend.joined += 1;
         }
     }
 

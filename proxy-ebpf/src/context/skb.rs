@@ -8,13 +8,14 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_UNSPEC,
 };
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::abi::Addr;
 use proxy_common::datapath::checksum::{Difference, was_complete};
-use proxy_common::datapath::{Packet, Route};
+use proxy_common::datapath::{Hook, Origin, Packet, Route};
 
 use super::fib;
 use crate::kernel;
@@ -27,13 +28,17 @@ pub(crate) struct Skb {
     raw: *mut __sk_buff,
     /// What the kernel is to do with it.
     action: i32,
+    /// It comes from a device that may have summed it up.
+    is_received: bool,
 }
 
 impl Skb {
-    pub(crate) fn new(context: &TcContext) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(context: &TcContext, hook: Hook) -> Self {
         Self {
             raw: context.skb.skb,
             action: TC_ACT_UNSPEC,
+            is_received: hook == Hook::NodeIngress,
         }
     }
 
@@ -181,6 +186,14 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn keep_sum(&mut self, pseudo: Difference) {
+        if self.is_received {
+            // SAFETY: the context is valid. Nothing happens if there is no such sum.
+            let _sum = unsafe { bpf_csum_update(self.raw, pseudo.fold32()) };
+        }
+    }
+
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> Option<()> {
         // SAFETY: the context is valid; all pointers into the packet are made anew by `at`.
         let done = unsafe { bpf_skb_change_tail(self.raw, len, 0) };
@@ -202,8 +215,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn route(&mut self, src: &Addr, dst: &Addr, device: u32) -> Route {
-        match black_box(fib::route(self.raw, src, dst, device)) {
+    fn route(&mut self, src: &Addr, dst: &Addr, origin: Origin) -> Route {
+        match black_box(fib::route(self.raw, src, dst, origin)) {
             0 => Route::None,
             device => {
                 self.action = TC_ACT_REDIRECT;

@@ -213,6 +213,7 @@ impl FixedServer {
                 opened = listen(bind, Unspecified::BothFamilies);
             };
             problems.set(&subject, None);
+            tracing::info!("listening at the {subject}");
             serve(listener, handler, connections).await;
         };
         Self {

@@ -1,11 +1,12 @@
 use std::net::IpAddr;
 
-use proxy_common::abi::{FrontendFlags, Protocol};
+use proxy_common::abi::Protocol;
 
 use super::*;
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::model::{
-    Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort, TrafficPolicy,
+    Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort,
+    TrafficPolicy::{self, Cluster, Local},
 };
 
 fn object(name: &str) -> ObjectName {
@@ -15,7 +16,7 @@ fn object(name: &str) -> ObjectName {
     }
 }
 
-fn service(internal: TrafficPolicy) -> Service {
+fn service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
     Service {
         name: object("web"),
         cluster_ips: vec![IpAddr::from([172, 30, 1, 1])],
@@ -23,15 +24,15 @@ fn service(internal: TrafficPolicy) -> Service {
             name: "".into(),
             protocol: Protocol::Tcp,
             port: 80,
-            node_port: None,
+            node_port: Some(30123),
         }],
         internal_policy: internal,
-        external_policy: TrafficPolicy::Cluster,
-        external_ips: vec![],
+        external_policy: external,
+        external_ips: vec![IpAddr::from([192, 0, 2, 1])],
         load_balancer_ips: vec![],
         source_ranges: vec![],
         affinity_seconds: None,
-        health_check_node_port: None,
+        health_check_node_port: Some(30123),
     }
 }
 
@@ -59,22 +60,21 @@ fn slice(nodes: &[&'static str]) -> EndpointSlice {
     }
 }
 
-fn ports(internal: TrafficPolicy, nodes: &[&'static str]) -> Vec<DesiredPort> {
-    let here = NodeFacts {
-        name: "here".into(),
-        zone: None,
-    };
-    compile(&service(internal), &[slice(nodes)], &here)
+fn ports(
+    internal: TrafficPolicy,
+    external: TrafficPolicy,
+    nodes: &[&'static str],
+) -> Vec<DesiredPort> {
+    compile(&service(internal, external), &[slice(nodes)], &here())
 }
 
-/// The same with a frontend for traffic from outside.
-fn with_external(mut ports: Vec<DesiredPort>, flags: FrontendFlags) -> Vec<DesiredPort> {
-    for port in &mut ports {
-        let mut frontend = port.frontends[0];
-        frontend.flags = FrontendFlags::EXTERNAL.union(flags);
-        port.frontends.push(frontend);
+fn here() -> NodeFacts {
+    NodeFacts {
+        name: "here".into(),
+        zone: None,
+        primary: vec![],
+        same_node_hints: true,
     }
-    ports
 }
 
 fn counts(ports: &[DesiredPort]) -> (u32, u32) {
@@ -88,31 +88,33 @@ fn counts(ports: &[DesiredPort]) -> (u32, u32) {
 
 #[test]
 fn r176_ports_without_a_local_endpoint_count_by_policy() {
-    use TrafficPolicy::{Cluster, Local};
     let away = &["node0", "node1", "node2"];
-    assert_eq!(counts(&ports(Local, away)), (1, 0));
-    assert_eq!(counts(&ports(Local, &["here", "node1"])), (0, 0));
-    assert_eq!(counts(&ports(Cluster, away)), (0, 0));
-    let external = |flags| with_external(ports(Cluster, away), flags);
-    assert_eq!(counts(&external(FrontendFlags::LOCAL_ONLY)), (0, 1));
-    assert_eq!(counts(&external(FrontendFlags::NONE)), (0, 0));
-    let both = with_external(ports(Local, away), FrontendFlags::LOCAL_ONLY);
-    let two_frontends = with_external(both, FrontendFlags::LOCAL_ONLY);
-    assert_eq!(counts(&two_frontends), (1, 1));
+    assert_eq!(counts(&ports(Local, Cluster, away)), (1, 0));
+    // Two frontends, but one port.
+    assert_eq!(counts(&ports(Cluster, Local, away)), (0, 1));
+    assert_eq!(counts(&ports(Local, Local, away)), (1, 1));
+    assert_eq!(counts(&ports(Cluster, Cluster, away)), (0, 0));
+    let some_here = &["here", "node1", "node2"];
+    assert_eq!(counts(&ports(Local, Local, some_here)), (0, 0));
 }
 
 #[test]
 fn r176_ports_without_any_endpoint_do_not_count() {
-    let none = ports(TrafficPolicy::Local, &[]);
-    assert_eq!(
-        counts(&with_external(none, FrontendFlags::LOCAL_ONLY)),
-        (0, 0)
-    );
+    assert_eq!(counts(&ports(Local, Local, &[])), (0, 0));
+}
+
+#[test]
+fn r37_without_an_external_address_its_policy_means_nothing() {
+    let mut service = service(Cluster, Local);
+    service.ports[0].node_port = None;
+    service.external_ips.clear();
+    let ports = compile(&service, &[slice(&["away"])], &here());
+    assert_eq!(counts(&ports), (0, 0));
 }
 
 #[test]
 fn totals_follow_each_service() {
-    let one = no_local(&ports(TrafficPolicy::Local, &["away"]));
+    let one = no_local(&ports(Local, Cluster, &["away"]));
     let internal = |totals: &NoLocalTotals| totals.total().of(Family::Ipv4).internal;
     let mut totals = NoLocalTotals::default();
     totals.set(&object("a"), one);
@@ -128,7 +130,7 @@ fn totals_follow_each_service() {
 #[test]
 fn r175_names_and_labels_are_kube_proxys() {
     let metrics = Metrics::new();
-    metrics.set_no_local(no_local(&ports(TrafficPolicy::Local, &["away"])));
+    metrics.set_no_local(no_local(&ports(Local, Cluster, &["away"])));
     metrics.count_probe(Probe::Healthz, StatusCode::OK);
     metrics.count_probe(Probe::Healthz, StatusCode::OK);
     metrics.count_probe(Probe::Livez, StatusCode::SERVICE_UNAVAILABLE);

@@ -81,6 +81,11 @@ impl Sync {
         self.detached.ids.iter().copied().collect()
     }
 
+    /// Whether there is any such.
+    pub fn has_detached(&self) -> bool {
+        !self.detached.ids.is_empty()
+    }
+
     /// Ends the lives of the detached backends that no flow uses: those not in `in_use`, which
     /// must hold all that have become detached since the flows were looked at, too.
     pub fn release_detached<T: Target>(

@@ -389,3 +389,54 @@ impl From<case::Protocol> for proxy_common::abi::Protocol {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backends(n: u8) -> Vec<SocketAddr> {
+        (0..n).map(|it| ([10, 0, 0, it], 80).into()).collect()
+    }
+
+    /// What is said of so many choices of each backend, if `n` are expected.
+    fn judged(n: u8, counts: &[u32]) -> Result<(), String> {
+        let expect = Expect {
+            verdict: Verdict::Forward,
+            backends: backends(n),
+            snat: None,
+            snat_for: Vec::new(),
+            stick_to: None,
+        };
+        let expected = Expected {
+            expect: &expect,
+            stuck_to: None,
+        };
+        let counts = backends(n).into_iter().zip(counts.iter().copied());
+        let counts = counts.filter(|(_, count)| *count > 0).collect();
+        let n_tries = expected.n_tries(Order::AsGiven);
+        expected.judge_counts(&counts, n_tries)
+    }
+
+    #[test]
+    fn every_backend_has_to_be_seen() {
+        assert_eq!(judged(2, &[512, 512]), Ok(()));
+        let missing = judged(2, &[1024, 0]).unwrap_err();
+        assert_eq!(missing, "never chosen in 1024 tries: 10.0.0.1:80");
+    }
+
+    #[test]
+    fn a_double_share_is_seen() {
+        assert_eq!(judged(3, &[350, 330, 344]), Ok(()));
+        assert!(judged(3, &[512, 256, 256]).is_err());
+        let even = [64; 16];
+        assert_eq!(judged(16, &even), Ok(()));
+        let mut uneven = [60; 16];
+        uneven[3] = 120;
+        assert!(judged(16, &uneven).unwrap_err().contains("10.0.0.3:80"));
+    }
+
+    #[test]
+    fn few_tries_are_enough_where_there_is_no_choice() {
+        assert_eq!(judged(1, &[FEW]), Ok(()));
+    }
+}

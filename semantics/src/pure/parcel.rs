@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use bytemuck::Pod;
 use proxy_common::abi::Addr;
 use proxy_common::datapath::checksum::Difference;
-use proxy_common::datapath::{Packet, Route};
+use proxy_common::datapath::{Origin, Packet, Route};
 use proxy_common::testing::Skb;
 
 use super::speech;
@@ -89,6 +89,10 @@ impl Packet for Parcel<'_> {
         self.skb.repair(offset, pseudo, body, zero_is_none)
     }
 
+    fn keep_sum(&mut self, pseudo: Difference) {
+        self.skb.keep_sum(pseudo);
+    }
+
     fn resize(&mut self, len: u32) -> Option<()> {
         self.skb.resize(len)
     }
@@ -101,7 +105,7 @@ impl Packet for Parcel<'_> {
         false
     }
 
-    fn route(&mut self, _src: &Addr, dst: &Addr, _device: u32) -> Route {
+    fn route(&mut self, _src: &Addr, dst: &Addr, _origin: Origin) -> Route {
         match (self.way)((*dst).into()) {
             Some(device) => {
                 self.redirect = Some(Redirect::Out(device));

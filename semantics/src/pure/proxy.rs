@@ -240,8 +240,17 @@ impl Proxy {
         (name, ports)
     }
 
-    /// Forgets flows and affinities whose time is over, as the daemon's collector does.
+    /// Forgets flows and affinities whose time is over, and deleted Services' backends that no flow
+    /// uses, as the daemon's collector does.
     fn collect(&mut self) {
+        self.expire();
+        let flows = self.maps.memory.flows.borrow();
+        let in_use = flows.values().map(|flow| flow.backend).collect();
+        drop(flows);
+        let _report = self.sync.release_detached(&in_use, &mut self.maps);
+    }
+
+    fn expire(&self) {
         let memory = &self.maps.memory;
         let (now, timeouts) = (memory.now.get(), Timeouts::default());
         let flows = memory.flows.borrow().clone();
