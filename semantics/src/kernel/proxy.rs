@@ -199,7 +199,9 @@ fn args(config: &Config, plan: &Plan) -> Vec<String> {
     match &config.detect_local {
         DetectLocal::ClusterCidr(list) => {
             args.push("--detect-local-mode=ClusterCIDR".to_owned());
-            args.push(format!("--cluster-cidr={}", ranges(list)));
+            if !list.is_empty() {
+                args.push(format!("--cluster-cidr={}", ranges(list)));
+            }
         }
         DetectLocal::NodeCidr => args.push("--detect-local-mode=NodeCIDR".to_owned()),
         DetectLocal::BridgeInterface(name) => {
