@@ -50,10 +50,10 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 pub use self::check::check;
-pub use self::http::Bind;
-pub use self::node_ports::NodePorts;
+pub use self::http::{Answer, Bind, not_found};
+pub use self::node_ports::{NodePorts, check_answer};
 pub use self::problems::Problems;
-pub use self::server::Server;
+pub use self::server::{Server, healthz, livez};
 pub use self::state::{CheckAnswer, HealthCheck, Listener, ProxyHealth, State};
 
 /// A [`State`] that several share, and the clock that it goes by. Clones are the same state.

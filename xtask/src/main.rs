@@ -7,6 +7,7 @@ mod debian;
 mod lint;
 mod process;
 mod run;
+mod semantics;
 mod setup;
 mod tally;
 mod test;
@@ -28,6 +29,7 @@ enum Command {
     Run(run::Args),
     Lint(lint::Args),
     Test(test::Args),
+    Semantics(semantics::Args),
     Vm(vm::Args),
 }
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Semantics(args) => semantics::run(&args),
         Command::Vm(args) => vm::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -35,6 +35,20 @@ impl Tally {
         })
     }
 
+    /// What a line says if it is among the last of a run of cases: `12 passed, 1 failed`, or
+    /// `3 not on the wire` before it.
+    pub(crate) fn of_cases(line: &str) -> Option<Self> {
+        let mut tally = Self::default();
+        if let Some(skipped) = line.strip_suffix(" not on the wire") {
+            tally.skipped = skipped.parse().ok()?;
+            return Some(tally);
+        }
+        let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+        tally.passed = passed.parse().ok()?;
+        tally.failed = failed.parse().ok()?;
+        Some(tally)
+    }
+
     /// Whether there was no test.
     pub(crate) fn is_empty(self) -> bool {
         self == Self::default()
@@ -89,6 +103,22 @@ mod tests {
         assert_eq!(bad, Some(tally(4, 2, 0)));
         assert_eq!(Tally::of("test reads_results ... ok"), None);
         assert_eq!(Tally::of("test result of something else"), None);
+    }
+
+    #[test]
+    fn reads_results_of_cases() {
+        assert_eq!(
+            Tally::of_cases("12 passed, 3 failed"),
+            Some(tally(12, 3, 0))
+        );
+        assert_eq!(Tally::of_cases("2 not on the wire"), Some(tally(0, 0, 2)));
+        for other in [
+            "== pure: 12 passed, 3 failed",
+            "not on the wire: a: b",
+            "FAILED a: objects: 1 failed",
+        ] {
+            assert_eq!(Tally::of_cases(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::tally::Tally;
-use crate::{build, lint, process, setup};
+use crate::{build, lint, process, semantics, setup};
 
-/// Checks formatting and lints, runs all host tests and all kernel tests
+/// Checks formatting and lints, runs all host tests, all kernel tests and all cases
 ///
 /// Sets up and builds first what is missing. Runs every stage, also after one failed, and ends
 /// with the number of tests that passed and failed; a stage that fails without a failing test
-/// counts as one failure. The kernel tests need root: they load programs and make network
+/// counts as one failure. The kernel tests and cases need root: they load programs and make network
 /// namespaces.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -33,6 +33,8 @@ enum Stage {
     Host,
     /// Tests that load the programs into the kernel
     Kernel,
+    /// Cases of what becomes of packets to Services, on the host and in the kernel
+    Semantics,
 }
 
 impl Stage {
@@ -42,6 +44,7 @@ impl Stage {
             Self::Lint => "lints",
             Self::Host => "host tests",
             Self::Kernel => "kernel tests",
+            Self::Semantics => "semantics",
         }
     }
 
@@ -51,6 +54,7 @@ impl Stage {
             Self::Lint => lint::lint().map(|()| Tally::default()),
             Self::Host => host_tests(),
             Self::Kernel => kernel_tests(),
+            Self::Semantics => semantics(),
         }
     }
 }
@@ -70,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             total += section(stage.title(), || stage.run());
         }
     }
-    println!("\none stage alone: cargo xtask test --only fmt|lint|host|kernel");
+    println!("\none stage alone: cargo xtask test --only fmt|lint|host|kernel|semantics");
     println!("{total}");
     Ok(if total.failed == 0 {
         ExitCode::SUCCESS
@@ -118,16 +122,31 @@ fn host_tests() -> Result<Tally> {
 }
 
 fn kernel_tests() -> Result<Tally> {
+    need_root()?;
+    cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
+}
+
+fn semantics() -> Result<Tally> {
+    need_root()?;
+    tallied(&mut semantics::command()?, Tally::of_cases)
+}
+
+fn need_root() -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "kernel tests need root; the others run alone: cargo xtask test --only host"
+        "kernel tests and cases need root; others run alone: cargo xtask test --only host"
     );
-    cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
+    Ok(())
 }
 
 /// Runs `cargo test`, shows what it prints and adds up its results.
 fn cargo_test(command: &mut Command) -> Result<Tally> {
-    command.arg("--no-fail-fast").stdout(Stdio::piped());
+    tallied(command.arg("--no-fail-fast"), Tally::of)
+}
+
+/// Runs tests, shows what they print and adds up the results that `read` finds in it.
+fn tallied(command: &mut Command, read: fn(&str) -> Option<Tally>) -> Result<Tally> {
+    command.stdout(Stdio::piped());
     let line = process::line(command);
     let mut child = command
         .spawn()
@@ -137,7 +156,7 @@ fn cargo_test(command: &mut Command) -> Result<Tally> {
     for line in BufReader::new(output).lines() {
         let line = line.context("cargo's output is unreadable")?;
         println!("{line}");
-        tally += Tally::of(&line).unwrap_or_default();
+        tally += read(&line).unwrap_or_default();
     }
     if !child.wait().context("cargo is lost")?.success() {
         // Nothing compiled, or a test program died before it could count.

@@ -29,6 +29,7 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
 pub use daemon::{Beeline, Daemon};
+pub use device::{Offload, set_offload};
 pub use namespace::{Namespace, in_namespace};
 pub use node::{Layout, Node, Pod, PodOptions};
 pub use server::{Serve, Server};
@@ -60,6 +61,19 @@ impl Testbed {
     /// # Errors
     /// Without root's privileges, or if a command fails. Nothing is left behind then.
     pub fn new(layout: Layout) -> Result<Self> {
+        Self::make(|id| Self::build(id, layout))
+    }
+
+    /// Makes a node that forwards but has no device and no address, and a namespace for whatever
+    /// is around it, which is as empty: for those who connect the two themselves.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn bare() -> Result<Self> {
+        Self::make(Self::build_bare)
+    }
+
+    fn make(build: impl FnOnce(&traces::Id) -> Result<Self>) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "network namespaces need root"
@@ -67,39 +81,36 @@ impl Testbed {
         traces::remove_leftovers();
         traces::release_on_signal();
         let id = traces::making().testbed();
-        Self::build(&id, layout).inspect_err(|_| traces::release(&id))
+        build(&id).inspect_err(|_| traces::release(&id))
     }
 
     fn build(id: &traces::Id, layout: Layout) -> Result<Self> {
         // Held so that a signal in between cannot miss what is being made.
         let _making = traces::making();
-        for folder in [
-            id.bpffs(),
-            id.folder().join("state"),
-            id.folder().join("manifests"),
-        ] {
-            std::fs::create_dir_all(&folder)
-                .with_context(|| format!("create folder {}", folder.display()))?;
-        }
-        mount(
-            Some("bpf"),
-            &id.bpffs(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("mount bpffs at {}", id.bpffs().display()))?;
+        make_folders(id)?;
         let outside = Namespace::create(&id.namespace("outside"))?;
         node::forward(&outside)?;
         let node = Node::new(Namespace::create(&id.namespace("node"))?, layout, 0)?;
         link(&outside, &node, "node", 18, 1500)?;
-        Ok(Self {
+        Ok(Self::of(id, node, outside))
+    }
+
+    fn build_bare(id: &traces::Id) -> Result<Self> {
+        let _making = traces::making();
+        make_folders(id)?;
+        let outside = Namespace::create(&id.namespace("outside"))?;
+        let node = Namespace::create(&id.namespace("node"))?;
+        Ok(Self::of(id, Node::new(node, Layout::Routed, 0)?, outside))
+    }
+
+    fn of(id: &traces::Id, node: Node, outside: Namespace) -> Self {
+        Self {
             id: id.clone(),
             node,
             outside,
             remote: OnceLock::new(),
             logs: AtomicU32::new(0),
-        })
+        }
     }
 
     /// The node.
@@ -201,6 +212,26 @@ impl Drop for Testbed {
     fn drop(&mut self) {
         traces::release(&self.id);
     }
+}
+
+/// The folders of a testbed, and its bpffs.
+fn make_folders(id: &traces::Id) -> Result<()> {
+    for folder in [
+        id.bpffs(),
+        id.folder().join("state"),
+        id.folder().join("manifests"),
+    ] {
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("create folder {}", folder.display()))?;
+    }
+    mount(
+        Some("bpf"),
+        &id.bpffs(),
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .with_context(|| format!("mount bpffs at {}", id.bpffs().display()))
 }
 
 /// Connects a node to the outside router. `net` is a byte of the addresses between them.

@@ -40,7 +40,7 @@ const MAX_BODY: usize = 64 << 10;
 const BACKLOG: i32 = 128;
 
 /// An answer to a request.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Full<Bytes>>;
 /// What makes answers. It does not block.
 pub(crate) type Handler = Arc<dyn Fn(&Parts) -> Answer + Send + Sync>;
 
@@ -267,6 +267,6 @@ pub(crate) fn text(status: StatusCode, line: &str) -> Answer {
 }
 
 /// There is nothing at this path.
-pub(crate) fn not_found() -> Answer {
+pub fn not_found() -> Answer {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }

@@ -147,12 +147,12 @@ fn handler(health: Health, listener: &Listener) -> Handler {
     let family = Family::of(listener.address.ip());
     Arc::new(move |_| {
         let check = health.look(|state, now| state.check(&service, family, now));
-        answer(&service, check)
+        check_answer(&service, check)
     })
 }
 
-/// Rule R123.
-fn answer(service: &ObjectName, check: CheckAnswer) -> Answer {
+/// What a health check node port says of a Service (rule R123).
+pub fn check_answer(service: &ObjectName, check: CheckAnswer) -> Answer {
     let body = json!({
         "service": {"namespace": *service.namespace, "name": *service.name},
         "localEndpoints": check.n_local,

@@ -55,14 +55,16 @@ fn count(metrics: &Metrics, probe: Probe, answer: Answer) -> Answer {
     answer
 }
 
-fn healthz(proxy: &ProxyHealth) -> Answer {
+/// What `/healthz` says (rules R130, R134, R135).
+pub fn healthz(proxy: &ProxyHealth) -> Answer {
     let is_good = proxy.is_healthy && proxy.is_node_eligible;
     let mut body = body(proxy, is_good, SystemTime::now());
     body.insert("nodeEligible".to_owned(), proxy.is_node_eligible.into());
     verdict(is_good, &body.into())
 }
 
-fn livez(proxy: &ProxyHealth) -> Answer {
+/// What `/livez` says (rules R131, R135).
+pub fn livez(proxy: &ProxyHealth) -> Answer {
     let body = body(proxy, proxy.is_healthy, SystemTime::now());
     verdict(proxy.is_healthy, &body.into())
 }

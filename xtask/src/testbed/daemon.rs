@@ -25,6 +25,7 @@ pub struct Beeline<'a> {
     testbed: &'a Testbed,
     binary: PathBuf,
     source: Vec<OsString>,
+    node_name: String,
 }
 
 impl<'a> Beeline<'a> {
@@ -37,6 +38,16 @@ impl<'a> Beeline<'a> {
             testbed,
             binary,
             source,
+            node_name: super::NODE_NAME.to_owned(),
+        }
+    }
+
+    /// Calls the node by another name.
+    #[must_use]
+    pub fn with_node_name(self, name: &str) -> Self {
+        Self {
+            node_name: name.to_owned(),
+            ..self
         }
     }
 
@@ -140,7 +151,7 @@ impl<'a> Beeline<'a> {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
             .args(&self.source)
-            .args(["--node-name", super::NODE_NAME])
+            .args(["--node-name", &self.node_name])
             .args(args)
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file);

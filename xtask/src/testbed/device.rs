@@ -13,7 +13,7 @@ const SIOCETHTOOL: libc::Ioctl = 0x8946;
 /// An offload, by the ethtool command that switches it.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
-pub(super) enum Offload {
+pub enum Offload {
     /// Checksums of packets sent, SCTP's CRC32c included.
     TransmitChecksum = 0x17,
     /// Packets received are merged into larger ones.
@@ -21,12 +21,10 @@ pub(super) enum Offload {
 }
 
 /// Switches an offload of a device on or off.
-pub(super) fn set_offload(
-    namespace: &Namespace,
-    device: &str,
-    offload: Offload,
-    on: bool,
-) -> Result<()> {
+///
+/// # Errors
+/// There is no such device, or it refuses.
+pub fn set_offload(namespace: &Namespace, device: &str, offload: Offload, on: bool) -> Result<()> {
     in_namespace(namespace, || ethtool(device, offload as u32, u32::from(on)))
         .with_context(|| format!("device {device}: switch {offload:?} to {on}"))
 }

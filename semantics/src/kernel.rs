@@ -1,0 +1,151 @@
+//! Packets on the devices of a node made of network namespaces.
+//!
+//! Each case has a node of its own, with the case's own addresses and the real `beeline run`.
+//! Packets are put on real devices, or come from real sockets of the node, and it is looked what
+//! comes out where; then the backend's reply is sent back.
+
+mod checks;
+mod flows;
+mod host;
+mod memory;
+mod packet;
+mod plan;
+mod proxy;
+mod stuck;
+mod talk;
+mod wire;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::Result;
+
+use self::flows::Flows;
+use self::plan::Plan;
+use self::proxy::Proxy;
+use self::world::World;
+use crate::case::{Case, Check, Flow, Step};
+use crate::outcome::{Failure, Item, Outcome, Place};
+
+/// What a runner may have to be able to do, and this one is.
+const ABILITIES: [&str; 2] = ["legacy-ip-syntax", "per-family-sync"];
+
+/// Runs a case.
+pub fn run(case: &Case) -> Outcome {
+    let mut required = case.requires.iter();
+    if let Some(ability) = required.find(|it| !ABILITIES.contains(&it.as_str())) {
+        return Outcome::NotOnTheWire(format!("requires `{ability}`, which is unknown here"));
+    }
+    let is_stuck = is_stuck(case);
+    if is_stuck && plan::flows(case).next().is_some() {
+        let reason = "the real daemon's updates of the kernel can't be made to hang";
+        return Outcome::NotOnTheWire(reason.into());
+    }
+    let play = if is_stuck { stuck::failures } else { failures };
+    match catch_unwind(AssertUnwindSafe(|| play(case))) {
+        Ok(failures) => Outcome::of(failures),
+        // What it has said is on the screen already.
+        Err(_) => Outcome::Failed(vec![START.fails("the runner panicked")]),
+    }
+}
+
+/// How many cases may run at a time. Most of their time is the kernel's, for the verifier.
+pub const fn n_workers() -> usize {
+    3
+}
+
+const START: Place = Place {
+    step: None,
+    item: Item::Change,
+};
+
+/// Whether updates of the kernel hang at some time.
+fn is_stuck(case: &Case) -> bool {
+    let simulated = case.steps.iter().filter_map(|step| step.simulate.as_ref());
+    let blocked = simulated.filter_map(|simulate| simulate.block_sync.as_ref());
+    blocked.flatten().next().is_some()
+}
+
+fn failures(case: &Case) -> Vec<Failure> {
+    let mut node = match Node::start(case) {
+        Ok(node) => node,
+        Err(error) => return vec![START.fails(format!("{error:#}"))],
+    };
+    let mut failures = node.observe(None, &case.flows, &case.checks);
+    for (index, step) in case.steps.iter().enumerate() {
+        if let Err(error) = node.change(step) {
+            let place = Place {
+                step: Some(index),
+                item: Item::Change,
+            };
+            failures.push(place.fails(format!("{error:#}")));
+            break;
+        }
+        failures.extend(node.observe(Some(index), &step.flows, &step.checks));
+    }
+    failures
+}
+
+/// A node that runs a case.
+struct Node {
+    // Dropped in this order: the daemon ends before its world does.
+    proxy: Proxy,
+    world: World,
+    flows: Flows,
+}
+
+impl Node {
+    fn start(case: &Case) -> Result<Self> {
+        let world = World::build(Plan::new(case))?;
+        let proxy = Proxy::start(&world.testbed, &world.plan, case)?;
+        Ok(Self {
+            proxy,
+            world,
+            flows: Flows::new(has_affinity(case)),
+        })
+    }
+
+    /// Makes a step's change, and waits until it is in force.
+    fn change(&mut self, step: &Step) -> Result<()> {
+        let testbed = &self.world.testbed;
+        if step.advance_seconds > 0 {
+            memory::pass(testbed, step.advance_seconds)?;
+        }
+        let is_restart = step
+            .simulate
+            .as_ref()
+            .is_some_and(|simulate| simulate.restart);
+        if is_restart {
+            self.proxy.stop();
+        }
+        self.proxy.change(&step.delete, &step.apply);
+        if is_restart {
+            self.proxy.restart(testbed)
+        } else {
+            self.proxy.settle(testbed)
+        }
+    }
+
+    fn observe(&mut self, step: Option<usize>, flows: &[Flow], checks: &[Check]) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for (index, flow) in flows.iter().enumerate() {
+            if let Err(error) = self.flows.send(&mut self.world, flow) {
+                let item = Item::Flow(index, flow.name.clone());
+                failures.push(Place { step, item }.fails(format!("{error:#}")));
+            }
+        }
+        failures.extend(checks::failures(&self.world.testbed, step, checks));
+        failures
+    }
+}
+
+/// Whether clients may be remembered at some time.
+fn has_affinity(case: &Case) -> bool {
+    let applied = case.steps.iter().flat_map(|step| &step.apply);
+    let mut objects = case.objects.services.iter().chain(applied);
+    objects.any(|object| {
+        let spec = object.get("spec");
+        spec.and_then(|spec| spec.get("sessionAffinity"))
+            .is_some_and(|affinity| affinity == "ClientIP")
+    })
+}

@@ -1,0 +1,670 @@
+//! Sends the packets of a case's flows, and holds what comes of them against what is expected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use proxy_common::testing::Frame;
+
+use super::host::{Heard, Process};
+use super::memory::Remembered;
+use super::packet::{ACK, Body, RST, Seen};
+use super::talk::{Talk, is_same};
+use super::world::{Place, Sighting, World, list};
+use crate::case::{Expect, Flow, Packet, Protocol, Verdict};
+
+/// How long something that should happen may take …
+const PATIENCE: Duration = Duration::from_millis(700);
+/// … and once something did not.
+const LESS_PATIENCE: Duration = Duration::from_millis(200);
+/// How long nothing must happen. Packets pass a node while they are being sent.
+const SILENCE: Duration = Duration::from_millis(40);
+/// Least number of connections by which it is looked what a flow may get.
+const N_TRIES: usize = 6;
+/// The first source port of those that are used in turn.
+const FIRST_PORT: u16 = 32_768;
+
+/// What has been sent and what has come of it, in one case.
+#[derive(Debug)]
+pub(super) struct Flows {
+    conns: BTreeMap<String, Conn>,
+    /// Backends by the flow's `id`.
+    got: BTreeMap<String, SocketAddr>,
+    n_talks: u32,
+    has_affinity: bool,
+    patience: Duration,
+    /// Seen, but not looked for yet.
+    pending: Vec<Sighting>,
+}
+
+/// A connection as its client sees it.
+#[derive(Debug)]
+struct Conn {
+    talk: Talk,
+    client: Client,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+/// Who sends.
+#[derive(Debug)]
+enum Client {
+    /// Somebody beyond this device.
+    Far(usize),
+    /// A process of the node.
+    Near(Process),
+}
+
+/// What became of a packet.
+enum Fate {
+    /// It came out somewhere.
+    Arrived(Sighting),
+    /// The client was told so, in this way.
+    Refused(&'static str),
+    /// Something that must never be.
+    Wrong(String),
+    /// Nothing came out.
+    Silence,
+}
+
+/// Where a connection ended up.
+struct Peer {
+    place: Place,
+    backend: SocketAddr,
+    /// The client, as the backend sees it.
+    client: SocketAddr,
+    /// Of the client's packet.
+    seq: u32,
+}
+
+impl Flows {
+    /// Nothing sent yet. With `has_affinity`, what is remembered of clients is put back before
+    /// each try, so that all of them find what the first did.
+    pub(super) fn new(has_affinity: bool) -> Self {
+        Self {
+            conns: BTreeMap::new(),
+            got: BTreeMap::new(),
+            n_talks: 0,
+            has_affinity,
+            patience: PATIENCE,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Sends a flow's packet, and whatever it takes to find out the same of its like.
+    ///
+    /// # Errors
+    /// What is not as expected.
+    pub(super) fn send(&mut self, world: &mut World, flow: &Flow) -> Result<()> {
+        if let Some(device) = world.plan.client_device(flow) {
+            world.house(flow.from.ip, device)?;
+        }
+        drop(world.look()?);
+        let result = match flow.packet {
+            Packet::New => self.open(world, flow),
+            Packet::Established => self.go_on(world, flow),
+        };
+        if result.is_err() {
+            self.patience = LESS_PATIENCE;
+        }
+        result
+    }
+
+    /// The first packets of connections.
+    fn open(&mut self, world: &World, flow: &Flow) -> Result<()> {
+        let remembered = match self.has_affinity {
+            true => Some(Remembered::read(&world.testbed)?),
+            false => None,
+        };
+        let restore = || match &remembered {
+            Some(remembered) => remembered.restore(&world.testbed),
+            None => Ok(()),
+        };
+        if flow.expect.verdict == Verdict::Forward {
+            self.try_all(world, flow, restore)?;
+            restore()?;
+        }
+        let mut conn = self.conn(world, flow)?;
+        let result = self.first(world, flow, &mut conn, |_| true);
+        if let Some(name) = &flow.conn {
+            self.conns.insert(name.clone(), conn);
+        }
+        if let (Some(backend), Some(id)) = (result?, &flow.id) {
+            self.got.insert(id.clone(), backend);
+        }
+        Ok(())
+    }
+
+    /// Repeats the flow with other connections until all backends were seen.
+    fn try_all(
+        &mut self,
+        world: &World,
+        flow: &Flow,
+        restore: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let mut missing: BTreeSet<_> = match &flow.expect.stick_to {
+            Some(id) => BTreeSet::from([self.stuck(id)?]),
+            None => flow.expect.backends.iter().copied().collect(),
+        };
+        let most = most_tries(missing.len());
+        let mut n_tries = 0;
+        while n_tries < N_TRIES || (!missing.is_empty() && n_tries < most) {
+            restore()?;
+            let mut conn = self.conn(world, flow)?;
+            let is_new = |backend: &SocketAddr| missing.contains(backend);
+            let backend = self.first(world, flow, &mut conn, is_new)?;
+            if let Some(backend) = backend {
+                missing.remove(&backend);
+            }
+            n_tries += 1;
+        }
+        let missing: Vec<_> = missing.into_iter().collect();
+        ensure!(
+            missing.is_empty(),
+            "not once in {n_tries} connections forwarded to {}",
+            list(&missing)
+        );
+        Ok(())
+    }
+
+    fn stuck(&self, id: &str) -> Result<SocketAddr> {
+        let backend = self.got.get(id).copied();
+        backend.with_context(|| format!("the flow '{id}' has got no backend"))
+    }
+
+    /// A connection that nobody had before.
+    fn conn(&mut self, world: &World, flow: &Flow) -> Result<Conn> {
+        self.n_talks += 1;
+        let port = FIRST_PORT + u16::try_from(self.n_talks % 28_000)?;
+        let to = SocketAddr::new(flow.to.ip, flow.to.port);
+        let (client, from) = match world.plan.client_device(flow) {
+            Some(device) => (Client::Far(device), SocketAddr::new(flow.from.ip, port)),
+            None => {
+                let node = &world.testbed.node().namespace;
+                let process = xtask::testbed::in_namespace(node, || {
+                    Process::new(flow.to.protocol, flow.from.ip, port, to)
+                });
+                let process =
+                    process.with_context(|| format!("be a client at {}", flow.from.ip))?;
+                let from = process.from;
+                (Client::Near(process), from)
+            }
+        };
+        Ok(Conn {
+            talk: Talk::new(flow.to.protocol, self.n_talks),
+            client,
+            from,
+            to,
+        })
+    }
+
+    /// A connection's first packet. If `is_answered` by the backend it got, on until the
+    /// connection is open. Returns the backend if there is one.
+    fn first(
+        &mut self,
+        world: &World,
+        flow: &Flow,
+        conn: &mut Conn,
+        is_answered: impl Fn(&SocketAddr) -> bool,
+    ) -> Result<Option<SocketAddr>> {
+        let packet = conn.talk.first(conn.from, conn.to);
+        self.pending.clear();
+        let sent = match &conn.client {
+            Client::Far(device) => {
+                world.send(*device, &packet)?;
+                Ok(())
+            }
+            Client::Near(process) => process.open(&packet),
+        };
+        let fate = self.watch(world, conn, &packet, sent, true, &flow.expect)?;
+        let Some(peer) = self.judge(world, flow, conn, fate)? else {
+            return Ok(None);
+        };
+        if is_answered(&peer.backend) {
+            let answer = conn.talk.first_answer(peer.backend, peer.client, peer.seq);
+            self.answer(world, conn, &peer, &answer, true)?;
+            self.second(world, flow, conn, &peer)?;
+        }
+        Ok(Some(peer.backend))
+    }
+
+    /// What the client has to say when it is answered.
+    fn second(&mut self, world: &World, flow: &Flow, conn: &mut Conn, peer: &Peer) -> Result<()> {
+        let Some(packet) = conn.talk.second(conn.from, conn.to) else {
+            return Ok(());
+        };
+        self.pending.clear();
+        let sent = match &conn.client {
+            Client::Far(device) => {
+                world.send(*device, &packet)?;
+                Ok(())
+            }
+            // The kernel has said it.
+            Client::Near(_) if conn.talk.protocol == Protocol::Tcp => return Ok(()),
+            Client::Near(process) => process.send(&packet),
+        };
+        let fate = self.watch(world, conn, &packet, sent, false, &flow.expect)?;
+        let same = matches!(
+            &fate,
+            Fate::Arrived(sighting) if sighting.place == peer.place
+                && sighting.seen.to() == peer.backend
+                && sighting.seen.from() == peer.client
+        );
+        ensure!(
+            same,
+            "the client's second packet should have followed the first from {} to {}, but {}",
+            peer.client,
+            peer.backend,
+            self.tell(world, &fate)
+        );
+        match conn.talk.second_answer(peer.backend, peer.client) {
+            Some(answer) => self.answer(world, conn, peer, &answer, false),
+            None => Ok(()),
+        }
+    }
+
+    /// A further packet of a connection.
+    fn go_on(&mut self, world: &World, flow: &Flow) -> Result<()> {
+        let name = flow.conn.as_ref().context("no connection is named")?;
+        let mut conn = self
+            .conns
+            .remove(name)
+            .with_context(|| format!("connection '{name}' was never begun"))?;
+        let result = self.next(world, flow, &mut conn);
+        self.conns.insert(name.clone(), conn);
+        result
+    }
+
+    fn next(&mut self, world: &World, flow: &Flow, conn: &mut Conn) -> Result<()> {
+        let packet = conn.talk.next(conn.from, conn.to);
+        self.pending.clear();
+        let sent = match &conn.client {
+            Client::Far(device) => {
+                world.send(*device, &packet)?;
+                Ok(())
+            }
+            Client::Near(process) => process.send(&packet),
+        };
+        let fate = self.watch(world, conn, &packet, sent, false, &flow.expect)?;
+        let Some(peer) = self.judge(world, flow, conn, fate)? else {
+            return Ok(());
+        };
+        let answer = conn.talk.next_answer(peer.backend, peer.client, peer.seq);
+        self.answer(world, conn, &peer, &answer, false)
+    }
+
+    /// Waits for what becomes of a packet.
+    fn watch(
+        &mut self,
+        world: &World,
+        conn: &Conn,
+        packet: &Frame,
+        sent: io::Result<()>,
+        is_first: bool,
+        expect: &Expect,
+    ) -> Result<Fate> {
+        let patience = match expect.verdict {
+            Verdict::Drop => SILENCE,
+            Verdict::Forward | Verdict::Reject | Verdict::Pass => self.patience,
+        };
+        let mut told = sent.err().map(told);
+        let deadline = Instant::now() + patience;
+        loop {
+            if let (Client::Near(process), None) = (&conn.client, &told) {
+                told = match process.hears(is_first) {
+                    Ok(Heard::Refused) => Some(Fate::Refused("connection refused")),
+                    Ok(Heard::Nothing | Heard::Answer(_)) => None,
+                    Err(error) => Some(Fate::Wrong(format!("the client's socket says: {error}"))),
+                };
+            }
+            // Looked at last: what the client was told of has happened before.
+            let sightings = world.look()?;
+            let (mut ours, others): (Vec<_>, Vec<_>) = sightings
+                .into_iter()
+                .partition(|sighting| conn.is_packet(packet, is_first, &sighting.seen));
+            if ours.len() > 1 {
+                let lines: Vec<_> = ours.iter().map(|one| world.line(one)).collect();
+                let lines = lines.join(" and ");
+                return Ok(Fate::Wrong(format!("it came out more than once: {lines}")));
+            }
+            self.pending.extend(others);
+            if let Some(sighting) = ours.pop() {
+                return Ok(Fate::Arrived(sighting));
+            }
+            let mut refusals = self.pending.iter();
+            if let Some(fate) = refusals.find_map(|one| conn.refusal(packet, one)) {
+                return Ok(fate);
+            }
+            if let Some(fate) = told {
+                return Ok(fate);
+            }
+            if Instant::now() >= deadline {
+                return Ok(Fate::Silence);
+            }
+            world.wait(conn.events(is_first), deadline)?;
+        }
+    }
+
+    /// Holds what became of a packet against what is expected. Returns the backend, if it went to
+    /// one.
+    fn judge(&self, world: &World, flow: &Flow, conn: &Conn, fate: Fate) -> Result<Option<Peer>> {
+        let expect = &flow.expect;
+        match (expect.verdict, &fate) {
+            (Verdict::Forward, Fate::Arrived(sighting)) => {
+                return self.check_forward(world, flow, conn, sighting).map(Some);
+            }
+            (Verdict::Pass, Fate::Arrived(sighting)) => {
+                let seen = &sighting.seen;
+                ensure!(
+                    (seen.from(), seen.to()) == (conn.from, conn.to)
+                        && sighting.place == world.place_of(conn.to.ip())
+                        && seen.wrong.is_none(),
+                    "expected to be left alone and come {}, but {}",
+                    world
+                        .name(world.place_of(conn.to.ip()))
+                        .replace("out of", "out of device"),
+                    self.tell(world, &fate)
+                );
+            }
+            (Verdict::Reject, Fate::Refused(_)) | (Verdict::Drop, Fate::Silence) => {}
+            (verdict, fate) => {
+                let expected = match verdict {
+                    Verdict::Forward => format!("to be forwarded to {}", list(&expect.backends)),
+                    Verdict::Reject => "to be rejected".to_owned(),
+                    Verdict::Drop => "to be dropped".to_owned(),
+                    Verdict::Pass => "to be left alone".to_owned(),
+                };
+                bail!(
+                    "{} > {} {:?}: expected {expected}, but {}",
+                    conn.from,
+                    conn.to,
+                    conn.talk.protocol,
+                    self.tell(world, fate)
+                );
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_forward(
+        &self,
+        world: &World,
+        flow: &Flow,
+        conn: &Conn,
+        sighting: &Sighting,
+    ) -> Result<Peer> {
+        let (expect, seen) = (&flow.expect, &sighting.seen);
+        let (backend, client) = (seen.to(), seen.from());
+        let line = world.line(sighting);
+        ensure!(
+            expect.backends.contains(&backend),
+            "expected to be forwarded to {}, but came out as {line}",
+            list(&expect.backends)
+        );
+        if let Some(id) = &expect.stick_to {
+            let stuck = self.stuck(id)?;
+            ensure!(
+                backend == stuck,
+                "expected the same as flow '{id}', {stuck}, but got {line}"
+            );
+        }
+        let place = world.place_of(backend.ip());
+        ensure!(
+            sighting.place == place,
+            "expected to come {}, but came out as {line}",
+            world.name(place)
+        );
+        ensure!(seen.wrong.is_none(), "came out as {line}");
+        let is_rewritten = expect
+            .snat
+            .map(|snat| snat || expect.snat_for.contains(&backend));
+        match is_rewritten {
+            Some(true) => ensure!(
+                world.plan.is_on_node(client.ip()),
+                "expected an address of this node as source, but came out as {line}"
+            ),
+            Some(false) => ensure!(
+                client == conn.from,
+                "expected {} as source, but came out as {line}",
+                conn.from
+            ),
+            None => {}
+        }
+        Ok(Peer {
+            place,
+            backend,
+            client,
+            seq: seen.transport().map_or(0, |transport| transport.seq),
+        })
+    }
+
+    /// Sends a backend's answer and waits until the client has it, from where it dialled.
+    fn answer(
+        &mut self,
+        world: &World,
+        conn: &mut Conn,
+        peer: &Peer,
+        answer: &Frame,
+        is_first: bool,
+    ) -> Result<()> {
+        match peer.place {
+            Place::Device(device) => {
+                self.pending.clear();
+                world.send(device, answer)?;
+            }
+            Place::Node => world
+                .host
+                .answer(conn.talk.protocol, answer)
+                .context("answer from the node")?,
+        }
+        // The node's own TCP has nothing to say to content but that it got it.
+        let is_kernels = peer.place == Place::Node && conn.talk.protocol == Protocol::Tcp;
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let heard = match &conn.client {
+                Client::Far(device) => {
+                    self.pending.extend(world.look()?);
+                    let place = Place::Device(*device);
+                    let sightings = std::mem::take(&mut self.pending);
+                    let ours = |one: &&Sighting| one.place == place && conn.is_answer(&one.seen);
+                    let found = sightings.iter().find(ours).map(|one| one.seen.clone());
+                    self.pending = sightings;
+                    match found {
+                        Some(seen) => conn.check_answer(answer, &seen, is_kernels)?,
+                        None => false,
+                    }
+                }
+                Client::Near(process) => match process.hears(is_first) {
+                    Ok(Heard::Nothing) => is_kernels && !is_first,
+                    Ok(Heard::Answer(bytes)) => {
+                        let is_opened = is_first && conn.talk.protocol == Protocol::Tcp;
+                        ensure!(
+                            is_opened || bytes == answer.payload,
+                            "the client has heard something else than the answer"
+                        );
+                        true
+                    }
+                    Ok(Heard::Refused) => bail!("the answer reached the client as a refusal"),
+                    Err(error) => bail!("the client's socket says to the answer: {error}"),
+                },
+            };
+            if heard {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                self.pending.extend(world.look()?);
+                bail!(
+                    "the answer of {} to {} did not reach {} from {}{}",
+                    peer.backend,
+                    peer.client,
+                    conn.from,
+                    conn.to,
+                    self.beside(world)
+                );
+            }
+            world.wait(conn.events(is_first), deadline)?;
+        }
+    }
+
+    /// A fate in words, to follow a "but".
+    fn tell(&self, world: &World, fate: &Fate) -> String {
+        match fate {
+            Fate::Arrived(sighting) => format!("it came out as {}", world.line(sighting)),
+            Fate::Refused(how) => format!("it was rejected: {how}"),
+            Fate::Wrong(what) => what.clone(),
+            Fate::Silence => format!("nothing came of it{}", self.beside(world)),
+        }
+    }
+
+    /// What else was seen.
+    fn beside(&self, world: &World) -> String {
+        let lines = self.pending.iter().rev().take(4).map(|one| world.line(one));
+        let lines: Vec<_> = lines.collect();
+        if lines.is_empty() {
+            String::new()
+        } else {
+            format!("; seen beside: {}", lines.join(", "))
+        }
+    }
+}
+
+/// So many that a backend of `n` is missed once in a million times, at most.
+fn most_tries(n: usize) -> usize {
+    let n = n as f64;
+    (n * (n.ln().max(0.0) + 14.0)).ceil() as usize
+}
+
+fn told(error: io::Error) -> Fate {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        Fate::Refused("connection refused")
+    } else {
+        Fate::Wrong(format!("the client's socket says: {error}"))
+    }
+}
+
+impl Conn {
+    /// Whether what was seen is this packet of the client's, on its way to wherever.
+    fn is_packet(&self, packet: &Frame, is_first: bool, seen: &Seen) -> bool {
+        let Some(transport) = seen.transport() else {
+            return false;
+        };
+        if transport.protocol != self.talk.protocol {
+            return false;
+        }
+        match &self.client {
+            // Its sequence numbers are the kernel's.
+            Client::Near(_) if self.talk.protocol == Protocol::Tcp => {
+                if is_first {
+                    transport.is_syn()
+                } else {
+                    transport.payload == packet.payload
+                }
+            }
+            Client::Far(_) | Client::Near(_) => is_same(packet, transport),
+        }
+    }
+
+    /// What was seen, if it tells the client that its packet is refused.
+    fn refusal(&self, packet: &Frame, sighting: &Sighting) -> Option<Fate> {
+        let Client::Far(device) = self.client else {
+            return None;
+        };
+        let seen = &sighting.seen;
+        if sighting.place != Place::Device(device) || seen.dst != self.from.ip() {
+            return None;
+        }
+        let wrong = |why: &str| Some(Fate::Wrong(format!("the client was sent [{seen}]: {why}")));
+        if let Some(transport) = seen.transport() {
+            let is_reset = transport.protocol == Protocol::Tcp && transport.flags & RST != 0;
+            if !is_reset || seen.to() != self.from {
+                return None;
+            }
+            // RFC 9293, 3.5.2.
+            let fits = if packet.flags & ACK == 0 {
+                transport.flags & ACK != 0 && transport.ack == packet.seq.wrapping_add(1)
+            } else {
+                transport.seq == packet.ack
+            };
+            return match (&seen.wrong, fits) {
+                _ if seen.from() != self.to => wrong("not from where it dialled"),
+                (None, true) => Some(Fate::Refused("a reset")),
+                (None, false) => wrong("numbers do not fit"),
+                (Some(_), _) => wrong("checksum"),
+            };
+        }
+        let quoted = seen.quoted()?;
+        if quoted.from().port() != self.from.port() {
+            return None;
+        }
+        if (quoted.from(), quoted.to()) != (self.from, self.to) || !quotes(seen, packet) {
+            return wrong("it does not quote the client's packet");
+        }
+        if seen.wrong.is_some() {
+            return wrong("checksum");
+        }
+        if !seen.is_port_unreachable() {
+            return wrong("not port unreachable");
+        }
+        Some(Fate::Refused("port unreachable"))
+    }
+
+    /// Whether a packet at the client is an answer, or ought to be one: from the wrong place, say.
+    fn is_answer(&self, seen: &Seen) -> bool {
+        let protocol = seen.transport().map(|transport| transport.protocol);
+        protocol == Some(self.talk.protocol) && seen.to() == self.from
+    }
+
+    /// Holds a packet that came to the client against the backend's answer. False: it is not
+    /// that one yet.
+    fn check_answer(&mut self, answer: &Frame, seen: &Seen, is_kernels: bool) -> Result<bool> {
+        ensure!(
+            seen.from() == self.to,
+            "the answer should come from {}, but came as [{seen}]",
+            self.to
+        );
+        ensure!(seen.wrong.is_none(), "the answer came as [{seen}]");
+        let Some(transport) = seen.transport() else {
+            return Ok(false);
+        };
+        if is_kernels {
+            ensure!(
+                transport.flags & (RST | ACK) == ACK,
+                "the answer came as [{seen}]"
+            );
+            self.talk.follow(transport);
+        } else {
+            ensure!(
+                is_same(answer, transport),
+                "the answer was changed to [{seen}]"
+            );
+        }
+        Ok(true)
+    }
+
+    fn events(
+        &self,
+        is_first: bool,
+    ) -> Option<(std::os::fd::BorrowedFd<'_>, nix::poll::PollFlags)> {
+        match &self.client {
+            Client::Far(_) => None,
+            Client::Near(process) => Some(process.events(is_first)),
+        }
+    }
+}
+
+/// Whether an ICMP error quotes a packet as it was sent; hop counts may differ.
+fn quotes(error: &Seen, packet: &Frame) -> bool {
+    let Body::Error { quote, .. } = &error.body else {
+        return false;
+    };
+    let sent = packet.packet();
+    let (header, hops): (usize, &[usize]) = if packet.src.is_ipv4() {
+        (20, &[8, 10, 11])
+    } else {
+        (40, &[7])
+    };
+    let same = |(at, (ours, theirs)): (usize, (&u8, &u8))| ours == theirs || hops.contains(&at);
+    quote.len() >= header + 8 && sent.iter().zip(quote).enumerate().all(same)
+}

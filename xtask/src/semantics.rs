@@ -1,0 +1,64 @@
+//! `cargo xtask semantics`: cases of what becomes of packets to Services.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::{build, process, workspace};
+
+/// Runs cases: what becomes of packets to Services, described by example
+///
+/// Builds the kernel programs first. `cargo xtask semantics --help` says what may follow:
+/// [--level pure|kernel] [--case ID]... [FOLDER]...
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// Passed on as they are
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    args: Vec<OsString>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If something can't be built or started. Cases that fail are no error here.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let _object = build::kernel_programs()?;
+    let mut command = command()?;
+    let status = command
+        .args(&args.args)
+        .status()
+        .with_context(|| format!("`{}` can't be started", process::line(&command)))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The command that runs all cases at both levels, unless arguments follow. Folders are meant from
+/// where this program was started.
+///
+/// # Errors
+/// If there is no current folder.
+pub(crate) fn command() -> Result<Command> {
+    let mut command = process::cargo();
+    command
+        .current_dir(env::current_dir().context("the current folder is unknown")?)
+        .args([
+            "run",
+            "--quiet",
+            "--package",
+            "semantics",
+            "--manifest-path",
+        ])
+        .arg(workspace::root().join("Cargo.toml"))
+        .arg("--");
+    Ok(command)
+}
