@@ -41,6 +41,7 @@ mod dump;
 mod ids;
 mod plan;
 mod publish;
+mod ranges;
 mod refusal;
 mod target;
 
