@@ -11,9 +11,15 @@
 //! all Services are published before the first is withdrawn; a cluster IP that goes from one
 //! Service to another is therefore replaced and never missing.
 //!
+//! An address is in `ADDRESSES` before the first frontend there, and source ranges before the
+//! frontends that they guard; both go after the last.
+//!
 //! A freed block, backend id or service id rests until a grace period has passed, since a program
 //! that is running now may still hold it. [`Target::grace_period`] is called only when a Service
-//! does not fit into what is free without resting.
+//! does not fit into what is free without resting, and before a service port loses source ranges.
+//!
+//! The backends of a deleted service port are detached: their flows go on, and their ids are free
+//! when [`Sync::release_detached`] is told that there are none left.
 //!
 //! # What goes wrong
 //! A Service that does not fit, or whose write fails, is pending: what is in force of it stays,
@@ -35,6 +41,7 @@ mod dump;
 mod ids;
 mod plan;
 mod publish;
+mod ranges;
 mod refusal;
 mod target;
 

@@ -397,6 +397,30 @@ mod tests {
     }
 
     #[test]
+    fn service_cidrs_replace_those_before_and_affect_no_service() {
+        let mut world = World::new();
+        world.apply(Event::Service(service("a")));
+        for ranges in [vec!["10.96.0.0/16".parse().unwrap()], vec![]] {
+            let affected = world.apply(Event::ServiceCidrs(ranges.clone()));
+            assert_eq!(affected, Affected::Nothing);
+            assert_eq!(world.service_cidrs(), ranges);
+        }
+    }
+
+    #[test]
+    fn r105_other_addresses_of_the_node_affect_who_has_source_ranges() {
+        let mut world = World::new();
+        let mut guarded = service("guarded");
+        guarded.source_ranges = vec!["10.0.0.0/8".parse().unwrap()];
+        world.apply(Event::Service(guarded));
+        world.apply(Event::Service(service("open")));
+        let affected = Affected::Services(vec![object("guarded")]);
+        assert_eq!(world.apply(node(None, "10.0.0.1")), affected);
+        assert_eq!(world.apply(node(None, "10.0.0.1")), Affected::Nothing);
+        assert_eq!(world.apply(node(None, "10.0.0.2")), affected);
+    }
+
+    #[test]
     fn nothing_is_left_of_what_is_gone() {
         let mut world = World::new();
         world.apply(Event::Slice(slice("s", "a", "n")));

@@ -7,8 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
-use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey};
+use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendKey};
 
 use super::Sync;
 use super::actual::{HeldPort, address_kind, is_live, service_name};
@@ -156,34 +155,6 @@ impl Sync {
         Ok(())
     }
 
-    /// Lets in who is to be let in; the others are shut out when no frontend needs them any more.
-    fn write_ranges<T: Target>(
-        &mut self,
-        service: u32,
-        ranges: &[IpNet],
-        writer: &mut Writer<'_, T>,
-    ) -> Result<(), Refusal> {
-        // What an earlier attempt could not remove must not let anybody in.
-        if !self.has_frontend(service, |it| {
-            it.flags.contains(FrontendFlags::SOURCE_RANGES)
-        }) {
-            for net in self.surplus_ranges(service, ranges) {
-                self.write(Write::RemoveSourceRange { service, net }, writer)?;
-            }
-        }
-        for &net in ranges {
-            if !self.actual.source_ranges.contains(&(service, net)) {
-                self.write(Write::SourceRange { service, net }, writer)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn surplus_ranges(&self, service: u32, keep: &[IpNet]) -> Vec<IpNet> {
-        let old = self.actual.ranges_of(service);
-        old.filter(|net| !keep.contains(net)).collect()
-    }
-
     fn write_frontend<T: Target>(
         &mut self,
         key: FrontendKey,
@@ -222,7 +193,7 @@ impl Sync {
     }
 
     /// Whether such a frontend of a service port is in force.
-    fn has_frontend(&self, service: u32, is_such: impl Fn(&Frontend) -> bool) -> bool {
+    pub(super) fn has_frontend(&self, service: u32, is_such: impl Fn(&Frontend) -> bool) -> bool {
         let port = self.actual.port(service);
         let mut frontends = port
             .into_iter()
@@ -347,27 +318,6 @@ impl Sync {
             }
         }
         Ok(())
-    }
-
-    /// The source ranges that a service port has beyond its desired version.
-    fn shed_ranges(
-        &self,
-        service: u32,
-        plan: Option<&PortPlan>,
-        desired: &[DesiredPort],
-    ) -> Vec<IpNet> {
-        let keep = plan.map_or(&[][..], |plan| &desired[plan.index].source_ranges);
-        self.surplus_ranges(service, keep)
-    }
-
-    /// Whether a port that lives on loses source ranges. A program that has read its frontend
-    /// before that was replaced must not miss them.
-    pub(super) fn sheds_ranges(&self, plan: &Plan) -> bool {
-        plan.ports.iter().any(|port| {
-            let shed = |service| self.shed_ranges(service, Some(port), &plan.desired);
-            port.service
-                .is_some_and(|service| !shed(service).is_empty())
-        })
     }
 
     /// Removes damaged entries that were found at the start; what fails stays for the next time.

@@ -301,6 +301,9 @@ impl Maps {
                 );
             }
         }
+        let is_member = new.flags.contains(BackendFlags::IN_LOCAL_SET)
+            || new.flags.contains(BackendFlags::IN_CLUSTER_SET);
+        assert!(is_live(&new) || !is_member, "what is no more is in a set");
         assert!(new.joined >= old.joined, "what affinity goes by is reset");
         self.backends[id as usize] = new;
     }
