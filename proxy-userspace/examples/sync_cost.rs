@@ -21,6 +21,8 @@ const CAPACITY: Capacity = Capacity {
     slots: limits::SLOTS,
     backends: limits::BACKENDS,
     services: limits::SERVICES,
+    addresses: limits::ADDRESSES,
+    source_ranges: limits::SOURCE_RANGES,
 };
 const CHANGES: u32 = 10_000;
 
@@ -59,6 +61,8 @@ impl Daemon {
             node: NodeFacts {
                 name: "node-0".into(),
                 zone: None,
+                primary: vec![],
+                same_node_hints: true,
             },
             target: Sink::default(),
         }

@@ -5,16 +5,17 @@
 
 mod timeouts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey, FlowState, Frontend, FrontendKey};
+use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::timeouts::{Timeouts, TimeoutsError};
 use crate::loader::pins::Pins;
-use crate::maps::{MapFailure, Table};
+use crate::maps::{MapFailure, Table, wait_for_programs};
 
 /// From the start of one pass to that of the next, at least.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -68,8 +69,16 @@ pub const fn twin_key(key: &FlowKey, flow: &Flow) -> FlowKey {
     }
 }
 
+/// Asks which of these backends are in use.
+pub struct Inquiry {
+    /// Ids of backends.
+    pub backends: BTreeSet<u32>,
+    /// Gets those that flow records name, once all records have been looked at.
+    pub answer: UnboundedSender<BTreeSet<u32>>,
+}
+
 /// What one pass did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Collected {
     /// Flow records that are gone, twins included.
     pub flows: usize,
@@ -79,6 +88,9 @@ pub struct Collected {
     pub seen: usize,
     /// The pass ended early, since so much was to be removed.
     pub is_partial: bool,
+    /// Backends that were asked for and that a flow record names; `None`: not every record was
+    /// looked at.
+    pub in_use: Option<BTreeSet<u32>>,
 }
 
 /// The maps that are collected from, apart from those of others: walking one borrows it.
@@ -103,40 +115,85 @@ impl Collector {
         })
     }
 
-    /// Makes one pass after the other until the sender of `stop` is gone.
-    pub fn run(mut self, stop: &Receiver<()>) {
-        let mut wait = INTERVAL;
-        while stop.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-            let start = Instant::now();
-            let passed = self.pass(&|| std::thread::sleep(PAUSE));
-            let is_partial = passed.as_ref().is_ok_and(|collected| collected.is_partial);
-            match passed {
-                Ok(collected) => tracing::debug!(
-                    "collected {} flow records and {} affinities, seen {} in {:?}",
-                    collected.flows,
-                    collected.affinities,
-                    collected.seen,
-                    start.elapsed()
-                ),
-                Err(error) => tracing::warn!("collecting flow records: {error:#}"),
+    /// Makes one pass after the other until the sender of inquiries is gone. Each pass answers the
+    /// last inquiry that came before it, if there is one.
+    pub fn run(mut self, inquiries: &Receiver<Inquiry>) {
+        let mut due = Instant::now() + INTERVAL;
+        let mut inquiry = None;
+        loop {
+            match inquiries.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(new) => {
+                    inquiry = Some(new);
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            wait = if is_partial {
-                PAUSE
+            let start = Instant::now();
+            let is_partial = self.run_pass(&mut inquiry);
+            due = if is_partial {
+                Instant::now() + PAUSE
             } else {
-                INTERVAL.saturating_sub(start.elapsed())
+                start + INTERVAL
             };
         }
     }
 
-    /// Looks at every entry once; calls `pause` now and then.
+    /// Makes one pass; says whether the next one is due at once.
+    fn run_pass(&mut self, inquiry: &mut Option<Inquiry>) -> bool {
+        let start = Instant::now();
+        let none = BTreeSet::new();
+        let asked = inquiry.as_ref().map_or(&none, |inquiry| &inquiry.backends);
+        if !asked.is_empty() {
+            // A program that chose one of them before it was taken away may just be recording that.
+            wait_for_programs();
+        }
+        let collected = match self.pass(&|| std::thread::sleep(PAUSE), asked) {
+            Ok(collected) => collected,
+            Err(error) => {
+                tracing::warn!("collecting flow records: {error:#}");
+                return false;
+            }
+        };
+        tracing::debug!(
+            "collected {} flow records and {} affinities, seen {} in {:?}",
+            collected.flows,
+            collected.affinities,
+            collected.seen,
+            start.elapsed()
+        );
+        if let Some(in_use) = collected.in_use
+            && let Some(inquiry) = inquiry.take()
+            && inquiry.answer.send(in_use).is_err()
+        {
+            tracing::debug!("nobody waits for the backends in use");
+        }
+        collected.is_partial
+    }
+
+    /// Looks at every entry once; calls `pause` now and then. Tells which of the backends `asked`
+    /// for are in use.
     ///
     /// # Errors
     /// If a map refuses; what was collected by then is gone.
-    pub fn pass(&mut self, pause: &dyn Fn()) -> Result<Collected, MapFailure> {
+    pub fn pass(
+        &mut self,
+        pause: &dyn Fn(),
+        asked: &BTreeSet<u32>,
+    ) -> Result<Collected, MapFailure> {
         let mut collected = Collected::default();
+        let mut in_use = BTreeSet::new();
+        let mut note = |flow: &Flow| {
+            if asked.contains(&flow.backend) {
+                in_use.insert(flow.backend);
+            }
+        };
         // Nothing is removed while walking: the kernel starts over if the key it stands at goes.
-        let expired = self.expired_flows(pause, &mut collected.seen)?;
+        let expired = self.expired_flows(pause, &mut note, &mut collected.seen)?;
         collected.is_partial = expired.len() == MAX_EXPIRED;
+        // A walk that was stopped after as many records as there may be may have missed some.
+        let is_whole = !collected.is_partial && collected.seen < self.flows.size() as usize;
+        collected.in_use = is_whole.then_some(in_use);
         for batch in expired.chunks(BATCH) {
             for key in batch {
                 collected.flows += self.collect_flow(key)?;
@@ -153,6 +210,7 @@ impl Collector {
     fn expired_flows(
         &self,
         pause: &dyn Fn(),
+        note: &mut dyn FnMut(&Flow),
         seen: &mut usize,
     ) -> Result<Vec<FlowKey>, MapFailure> {
         let mut expired = Vec::new();
@@ -160,6 +218,7 @@ impl Collector {
         for entry in self.flows.entries() {
             let (key, flow) = entry?;
             *seen += 1;
+            note(&flow);
             if seen.is_multiple_of(BATCH) {
                 pause();
                 now = self::now();

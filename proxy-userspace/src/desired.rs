@@ -5,14 +5,18 @@
 
 mod choose;
 mod endpoints;
+mod frontends;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use proxy_common::abi::{Addr, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol};
+use ipnet::IpNet;
+use proxy_common::abi::{
+    Addr, BackendFlags, BackendState, Family, FrontendFlags, FrontendKey, Port, Protocol,
+};
 
-use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::model::{EndpointSlice, Service, ServicePort};
 
 /// What of this node decides about endpoints.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +25,10 @@ pub struct NodeFacts {
     pub name: Arc<str>,
     /// The zone that hints are compared with (rules R46, R48).
     pub zone: Option<Arc<str>>,
+    /// Its primary address of each family, at most two (rule R105).
+    pub primary: Vec<IpAddr>,
+    /// Whether hints for nodes are followed (rule R45).
+    pub same_node_hints: bool,
 }
 
 /// A service port in one family: frontends that share one set of backends (rule R5).
@@ -34,6 +42,9 @@ pub struct DesiredPort {
     pub family: Family,
     /// Session affinity time-out in seconds; 0: no affinity (rule R111).
     pub affinity_seconds: u32,
+    /// From where connections to frontends with [`FrontendFlags::SOURCE_RANGES`] are taken, in
+    /// order; empty if there are none such (rules R102 to R105).
+    pub source_ranges: Vec<IpNet>,
     /// Where clients find the port.
     pub frontends: Vec<DesiredFrontend>,
     /// Every endpoint that may have flows. Those that get new ones come first, in the order of
@@ -73,6 +84,25 @@ impl DesiredPort {
     /// How many of `backends` are in a set, the others only keep the flows they have.
     pub fn n_slots(&self) -> u32 {
         self.n_local.max(self.cluster_offset + self.n_cluster)
+    }
+
+    /// The sets that the backend at this index is in, and whether it is on this node.
+    pub fn backend_flags(&self, index: usize) -> BackendFlags {
+        let cluster_set = self.cluster_offset..self.cluster_offset + self.n_cluster;
+        let position = u32::try_from(index).unwrap_or(u32::MAX);
+        let flags = [
+            (
+                self.backends.get(index).is_some_and(|it| it.is_local),
+                BackendFlags::IS_LOCAL,
+            ),
+            (position < self.n_local, BackendFlags::IN_LOCAL_SET),
+            (
+                cluster_set.contains(&position),
+                BackendFlags::IN_CLUSTER_SET,
+            ),
+        ];
+        let set = flags.into_iter().filter(|(is_set, _)| *is_set);
+        set.fold(BackendFlags::NONE, |all, (_, flag)| all.union(flag))
     }
 }
 
@@ -129,31 +159,24 @@ fn compile_port(
     let choice = choose::choose(candidates, node);
     // Rule R35: the local set is part of what the cluster set could fall back on, so an empty
     // cluster set says that there is no usable endpoint anywhere.
-    let reject = if choice.n_cluster == 0 {
-        FrontendFlags::REJECT
-    } else {
-        FrontendFlags::NONE
-    };
-    let cluster_ip_frontend = DesiredFrontend {
-        key: FrontendKey::exact(cluster_ip.into(), Port::new(port.port), port.protocol),
-        flags: policy_flag(service.internal_policy).union(reject),
-    };
+    let has_endpoints = choice.n_cluster > 0;
+    let source_ranges = frontends::source_ranges(service, family, node);
     DesiredPort {
         name: Arc::clone(&port.name),
         protocol: port.protocol,
         family,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
-        frontends: vec![cluster_ip_frontend],
+        frontends: frontends::of_port(
+            service,
+            port,
+            cluster_ip,
+            has_endpoints,
+            !source_ranges.is_empty(),
+        ),
+        source_ranges,
         backends: choice.backends,
         n_local: choice.n_local,
         cluster_offset: choice.cluster_offset,
         n_cluster: choice.n_cluster,
-    }
-}
-
-fn policy_flag(policy: TrafficPolicy) -> FrontendFlags {
-    match policy {
-        TrafficPolicy::Cluster => FrontendFlags::NONE,
-        TrafficPolicy::Local => FrontendFlags::LOCAL_ONLY,
     }
 }

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use bytemuck::{Pod, Zeroable as _};
+use ipnet::IpNet;
 use proxy_common::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceCounters, ServiceName, Settings,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, ServiceCounters, ServiceName, Settings, SourceRangeKey,
 };
 
 use crate::loader::pins::Pins;
-use crate::sync::{Capacity, Contents, Target, Write};
+use crate::sync::{Capacity, Contents, Target, Write, source_range, source_range_key};
 
 /// Plain data as aya wants it.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +139,62 @@ impl<K: Pod, V: Pod> Table<K, V> {
             entry
                 .map(|(Raw(key), Raw(value))| (key, value))
                 .map_err(failed(self.name, "walk"))
+        })
+    }
+}
+
+/// A longest-prefix trie.
+pub struct Trie<K: Pod, V: Pod> {
+    name: &'static str,
+    size: u32,
+    map: LpmTrie<MapData, Raw<K>, Raw<V>>,
+}
+
+impl<K: Pod, V: Pod> Trie<K, V> {
+    /// The pinned map `name`.
+    ///
+    /// # Errors
+    /// If it is not there or of another shape.
+    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFailure> {
+        let (map, size) = open(&pins.map(name), name)?;
+        let map = LpmTrie::try_from(map).map_err(failed(name, "open"))?;
+        Ok(Self { name, size, map })
+    }
+
+    /// How many entries it may hold.
+    pub const fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Makes `value` the value of this prefix.
+    ///
+    /// # Errors
+    /// If the kernel refuses, for instance because the map is full.
+    pub fn insert(&mut self, length: u32, key: &K, value: &V) -> Result<(), MapFailure> {
+        self.map
+            .insert(&Key::new(length, Raw(*key)), Raw(*value), 0)
+            .map_err(failed(self.name, "update"))
+    }
+
+    /// Removes this prefix.
+    ///
+    /// # Errors
+    /// If the kernel refuses, for instance because it is not there.
+    pub fn remove(&mut self, length: u32, key: &K) -> Result<(), MapFailure> {
+        self.map
+            .remove(&Key::new(length, Raw(*key)))
+            .map_err(failed(self.name, "removal"))
+    }
+
+    /// The prefixes: their length and all their bits.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn keys(&self) -> impl Iterator<Item = Result<(u32, K), MapFailure>> {
+        self.map.keys().map(|key| {
+            let key = key.map_err(failed(self.name, "walk"))?;
+            let Raw(data) = key.data();
+            Ok((key.prefix_len(), data))
         })
     }
 }
@@ -268,6 +326,10 @@ pub struct Maps {
     pub frontends: Table<FrontendKey, Frontend>,
     /// Positions → backend ids.
     pub slots: List<u32>,
+    /// Addresses → what they are.
+    pub addresses: Table<Addr, AddressFlags>,
+    /// From where connections to guarded frontends are taken.
+    pub source_ranges: Trie<[u32; 5], u32>,
     /// Backend ids → endpoints.
     pub backends: List<Backend>,
     /// Service ids → names.
@@ -295,6 +357,8 @@ impl Maps {
         Ok(Self {
             frontends: Table::open(pins, "FRONTENDS")?,
             slots: List::open(pins, "SLOTS")?,
+            addresses: Table::open(pins, "ADDRESSES")?,
+            source_ranges: Trie::open(pins, "SOURCE_RANGES")?,
             backends: List::open(pins, "BACKENDS")?,
             services: Table::open(pins, "SERVICES")?,
             service_counters: PerCpu::open(pins, "SERVICE_COUNTERS")?,
@@ -368,7 +432,23 @@ impl Maps {
                 .map(|index| self.slots.get(index))
                 .collect::<Result<_, _>>()?,
             backends: self.used_backends()?,
+            addresses: self.addresses.entries().collect::<Result<_, _>>()?,
+            source_ranges: self.source_ranges()?,
         })
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, MapFailure> {
+        let mut ranges = Vec::new();
+        for entry in self.source_ranges.keys() {
+            let (prefix_len, [service, words @ ..]) = entry?;
+            let key = SourceRangeKey {
+                prefix_len,
+                service,
+                addr: Addr::from_words(words),
+            };
+            ranges.extend(source_range(&key));
+        }
+        Ok(ranges)
     }
 
     /// The backends by id. Ids are given out from 0 up and every entry that was ever used has a
@@ -397,8 +477,17 @@ impl Maps {
             slots: self.slots.size(),
             backends: self.backends.size(),
             services: self.services.size().min(self.service_counters.size()),
+            addresses: self.addresses.size(),
+            source_ranges: self.source_ranges.size(),
         }
     }
+}
+
+/// A key of `SOURCE_RANGES` in the two parts that aya asks for.
+fn prefix(service: u32, net: IpNet) -> (u32, [u32; 5]) {
+    let key = source_range_key(service, net);
+    let [a, b, c, d] = key.addr.words();
+    (key.prefix_len, [service, a, b, c, d])
 }
 
 impl Target for Maps {
@@ -417,6 +506,16 @@ impl Target for Maps {
             Write::Frontend { key, value } => self.frontends.insert(key, value),
             Write::RemoveFrontend { key } => self.frontends.remove(key).map(drop),
             Write::RemoveService { id } => self.services.remove(id).map(drop),
+            Write::Address { addr, flags } => self.addresses.insert(addr, flags),
+            Write::RemoveAddress { addr } => self.addresses.remove(addr).map(drop),
+            Write::SourceRange { service, net } => {
+                let (length, data) = prefix(*service, *net);
+                self.source_ranges.insert(length, &data, &1)
+            }
+            Write::RemoveSourceRange { service, net } => {
+                let (length, data) = prefix(*service, *net);
+                self.source_ranges.remove(length, &data)
+            }
         }
     }
 

@@ -132,6 +132,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (rule R51).
     pub pod_cidrs: Vec<IpNet>,
+    /// It is about to go: it has the taint `ToBeDeletedByClusterAutoscaler` or a
+    /// `deletionTimestamp` (rule R134).
+    pub to_be_deleted: bool,
 }
 
 /// A change of what is known; what every source yields.
@@ -147,6 +150,9 @@ pub enum Event {
     SliceGone(ObjectName),
     /// This node's Node object is there, new or changed.
     Node(Node),
+    /// What the cluster's ServiceCIDRs say, all together, in order and without duplicates (rule
+    /// R186). Empty: not known.
+    ServiceCidrs(Vec<IpNet>),
     /// Both first lists are complete (rule R7). Sent once; nothing is programmed before.
     Synced,
     /// An object, file or connection is in trouble; what it said before stays in force.

@@ -27,8 +27,10 @@
 //! way at once.
 
 mod actual;
+mod addresses;
 mod adopt;
 mod blocks;
+mod detached;
 mod dump;
 mod ids;
 mod plan;
@@ -39,17 +41,18 @@ mod target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proxy_common::abi::FrontendKey;
+use proxy_common::abi::{Addr, AddressFlags, FrontendKey};
 
-use self::actual::{Actual, is_live};
+use self::actual::{Actual, is_gone};
 use self::adopt::{Adopted, adopt};
 use self::blocks::{Block, Blocks};
+use self::detached::Detached;
 pub use self::dump::dump;
 use self::ids::Ids;
 use self::plan::Plan;
 use self::publish::Writer;
 use self::refusal::Refusal;
-pub use self::target::{Capacity, Contents, Target, Write};
+pub use self::target::{Capacity, Contents, Target, Write, source_range, source_range_key};
 use crate::desired::DesiredPort;
 use crate::model::{ObjectName, Problem};
 
@@ -61,8 +64,15 @@ pub struct Sync {
     service_ids: Ids,
     backend_ids: Ids,
     blocks: Blocks,
+    detached: Detached,
     /// Blocks that frontends have left in the course of an update, each with its service id.
     left: BTreeSet<(u32, Block)>,
+    /// What this node's own addresses are, frontends aside.
+    node_addresses: BTreeMap<Addr, AddressFlags>,
+    /// Addresses whose entry may say more than it should, or less.
+    loose: BTreeSet<Addr>,
+    /// Why one of them could not be brought up to date.
+    address_refusal: Option<Refusal>,
     /// Removals of damaged entries that a predecessor left.
     repairs: Vec<Write>,
     /// Services that a predecessor left and nobody has asked for yet.
@@ -87,7 +97,8 @@ struct Pending {
 pub struct Report {
     /// Writes that were carried out.
     pub n_writes: usize,
-    /// Services that are not in force as desired, see [`Sync::problems`].
+    /// What is not in force as desired: Services, and one more if the maps hold what they should
+    /// not; see [`Sync::problems`].
     pub n_pending: usize,
 }
 
@@ -99,28 +110,33 @@ impl Sync {
             blocks,
             repairs,
         } = adopt(contents, &capacity);
-        Self {
-            service_ids: Self::free_service_ids(&actual, capacity.services),
+        let detached = Detached::adopt(&actual);
+        let mut sync = Self {
+            service_ids: Self::free_service_ids(&actual, &detached, capacity.services),
             backend_ids: Self::free_backend_ids(&actual, capacity.backends),
             blocks: Blocks::new(capacity.slots, &blocks),
             unclaimed: actual.owners.keys().cloned().collect(),
             has_started: false,
             left: BTreeSet::new(),
+            detached,
             capacity,
+            node_addresses: Self::adopted_node_addresses(&actual.addresses),
+            loose: BTreeSet::new(),
+            address_refusal: None,
             actual,
             repairs,
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
-        }
+        };
+        sync.loose = sync.unsettled_addresses();
+        sync
     }
 
-    fn free_service_ids(actual: &Actual, capacity: u32) -> Ids {
-        let fresh = actual
-            .ports
-            .last_key_value()
-            .map_or(0, |(last, _)| last + 1);
-        let free = (0..fresh)
-            .filter(|id| !actual.ports.contains_key(id))
+    fn free_service_ids(actual: &Actual, detached: &Detached, capacity: u32) -> Ids {
+        let used = actual.ports.keys().copied().chain(detached.services());
+        let fresh = used.max().map_or(0, |last| last.saturating_add(1));
+        let free = (0..fresh.min(capacity))
+            .filter(|id| !actual.ports.contains_key(id) && !detached.names(*id))
             .collect();
         Ids::new(capacity, fresh, free)
     }
@@ -129,7 +145,7 @@ impl Sync {
         let ids = 0..;
         let gone = ids
             .zip(&actual.backends)
-            .filter(|(_, backend)| !is_live(backend));
+            .filter(|(_, backend)| is_gone(backend));
         let free = gone.map(|(id, _)| id).collect();
         Ids::new(
             capacity,
@@ -221,17 +237,24 @@ impl Sync {
                 message,
             })
         };
-        let damaged = (!self.repairs.is_empty()).then(|| Problem {
-            subject: "maps".to_owned(),
-            message: format!(
-                "{} damaged entries are still to be removed",
-                self.repairs.len()
-            ),
-        });
-        damaged
+        self.map_problem()
             .into_iter()
             .chain(self.pending.iter().filter_map(problem))
             .collect()
+    }
+
+    /// What is wrong with the maps that is no single Service's trouble.
+    fn map_problem(&self) -> Option<Problem> {
+        let damaged = (!self.repairs.is_empty()).then(|| {
+            let n_damaged = self.repairs.len();
+            format!("{n_damaged} damaged entries are still to be removed")
+        });
+        let address = self.address_refusal.as_ref().map(Refusal::to_string);
+        let messages: Vec<_> = damaged.into_iter().chain(address).collect();
+        (!messages.is_empty()).then(|| Problem {
+            subject: "maps".to_owned(),
+            message: messages.join("; "),
+        })
     }
 
     fn run<T: Target>(&mut self, names: Vec<ObjectName>, target: &mut T) -> Report {
@@ -249,6 +272,9 @@ impl Sync {
             }
             self.rest_left_blocks();
         }
+        if published.iter().any(|(_, plan)| self.sheds_ranges(plan)) {
+            self.pass_grace_period(&mut writer);
+        }
         for (name, plan) in published {
             match self.withdraw(&name, &plan, &mut writer) {
                 Ok(()) => self.settle_service(&name, plan),
@@ -256,9 +282,14 @@ impl Sync {
             }
             self.rest_left_blocks();
         }
+        self.settle_addresses(&mut writer);
+        self.report(&writer)
+    }
+
+    fn report<T>(&self, writer: &Writer<'_, T>) -> Report {
         Report {
             n_writes: writer.n_writes,
-            n_pending: self.pending.len(),
+            n_pending: self.pending.len() + usize::from(self.map_problem().is_some()),
         }
     }
 

@@ -150,6 +150,25 @@ async fn edits_take_effect_at_once() {
     it.expect(&["Service default/b 10.0.0.99"]).await;
 }
 
+fn service_cidr(name: &str, range: &str) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {{name: {name}}}, \
+          spec: {{cidrs: [{range}]}}}}"
+    )
+}
+
+#[tokio::test]
+async fn service_cidrs_are_told_all_together() {
+    let mut it = Fixture::new(&[""], &[("a.yaml", &service_cidr("a", "10.1.0.0/16"))]);
+    it.expect(&["ServiceCidrs 10.1.0.0/16", "Synced"]).await;
+    it.write("b.yaml", &service_cidr("b", "10.0.0.0/16"));
+    it.expect(&["ServiceCidrs 10.0.0.0/16,10.1.0.0/16"]).await;
+    fs::remove_file(it.path("a.yaml")).unwrap();
+    it.expect(&["ServiceCidrs 10.0.0.0/16"]).await;
+    fs::remove_file(it.path("b.yaml")).unwrap();
+    it.expect(&["ServiceCidrs "]).await;
+}
+
 #[tokio::test]
 async fn a_file_renamed_over_another_counts() {
     let mut it = Fixture::new(&["a.yaml"], &[("a.yaml", &service("a", "10.0.0.1"))]);

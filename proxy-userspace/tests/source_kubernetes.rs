@@ -41,6 +41,13 @@ fn node(name: &str, zone: &str) -> Value {
     })
 }
 
+fn service_cidr(name: &str, ranges: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": ranges},
+    })
+}
+
 fn labelled(mut object: Value, label: &str) -> Value {
     object["metadata"]["labels"][label] = "".into();
     object
@@ -95,7 +102,7 @@ impl Fixture {
     }
 
     async fn watched(&self) {
-        for resource in ["services", "endpointslices", "nodes"] {
+        for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
             self.server.watched(resource).await;
         }
     }
@@ -130,6 +137,42 @@ async fn changes_are_followed() {
     // R46: a Node that goes says nothing.
     it.server.delete("nodes", "", "n1");
     it.expect_nothing_before_a_change("10.0.0.9").await;
+}
+
+#[tokio::test]
+async fn service_cidrs_are_followed() {
+    let mut it = Fixture::synced().await;
+    it.server
+        .apply(service_cidr("a", &["10.0.0.0/16", "fd00::/112"]));
+    it.expect(&["ServiceCidrs 10.0.0.0/16,fd00::/112"]).await;
+    it.server.apply(service_cidr("b", &["10.1.0.0/16"]));
+    it.expect(&["ServiceCidrs 10.0.0.0/16,10.1.0.0/16,fd00::/112"])
+        .await;
+    let mut leaving = service_cidr("a", &["10.0.0.0/16", "fd00::/112"]);
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    it.server.apply(leaving);
+    it.expect(&["ServiceCidrs 10.1.0.0/16"]).await;
+    it.server.delete("servicecidrs", "", "a");
+    it.server.delete("servicecidrs", "", "b");
+    it.expect(&["ServiceCidrs "]).await;
+}
+
+#[tokio::test]
+async fn an_api_server_without_service_cidrs_is_fine() {
+    let server = ApiServer::start().await;
+    server.fail("servicecidrs", Verb::List, 1000, Failure::Status(404));
+    server.apply(service("web", "10.0.0.1"));
+    let mut it = Fixture::on(server).await;
+    assert_eq!(
+        it.events.sorted(2).await,
+        ["Service shop/web 10.0.0.1", "Synced"]
+    );
+    it.server.requested(&["/servicecidrs"], 1).await;
+    it.server.watched("services").await;
+    it.expect_nothing_before_a_change("10.0.0.9").await;
+    let lists = it.server.requests().into_iter();
+    let lists = lists.filter(|request| request.contains("/servicecidrs"));
+    assert_eq!(lists.count(), 1, "it is asked again and again");
 }
 
 #[tokio::test]
@@ -316,7 +359,7 @@ async fn a_cut_connection_is_resumed_where_it_was() {
         .iter()
         .filter(|request| request.contains("[limit="))
         .count();
-    assert_eq!(lists, 3);
+    assert_eq!(lists, 4);
     it.expect_nothing_before_a_change("10.0.0.9").await;
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use proxy_common::abi::{
-    Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey, Protocol,
+    Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey, Protocol, Scope,
     ServiceCounters,
 };
 use serde::Serialize;
@@ -28,9 +28,11 @@ pub(super) struct ServicesArgs {
 struct FrontendView {
     /// `namespace/name:port`.
     service: String,
+    /// `0.0.0.0` or `::` if it is a NodePort.
     address: String,
     port: u16,
     protocol: &'static str,
+    kind: &'static str,
     policy: &'static str,
     /// No endpoint anywhere: new connections are rejected.
     rejects: bool,
@@ -126,6 +128,7 @@ impl ServiceMaps<'_> {
             address: key.addr.to_string(),
             port: key.port.number(),
             protocol: Protocol::from_number(key.protocol).map_or("?", Protocol::name),
+            kind: kind(key, frontend),
             policy: if is_local { "local" } else { "cluster" },
             rejects: frontend.flags.contains(FrontendFlags::REJECT),
             affinity: frontend.affinity_seconds,
@@ -148,6 +151,16 @@ impl ServiceMaps<'_> {
             first..first + frontend.n_cluster as usize
         };
         self.slots.get(range).unwrap_or_default()
+    }
+}
+
+fn kind(key: &FrontendKey, frontend: &Frontend) -> &'static str {
+    if key.scope == Scope::NodePort as u8 {
+        "node-port"
+    } else if frontend.flags.contains(FrontendFlags::EXTERNAL) {
+        "external"
+    } else {
+        "cluster-ip"
     }
 }
 
@@ -185,8 +198,13 @@ fn text(frontends: &[FrontendView]) -> String {
 /// A row for each backend; what is as in the row above is left out.
 fn rows(frontend: &FrontendView) -> Vec<Vec<String>> {
     let mut dialled = socket(&frontend.address, frontend.port);
-    if frontend.policy == "local" {
-        dialled.push_str(" (local)");
+    let special = [
+        (frontend.kind != "cluster-ip").then_some(frontend.kind),
+        (frontend.policy == "local").then_some("local"),
+    ];
+    let special: Vec<_> = special.into_iter().flatten().collect();
+    if !special.is_empty() {
+        dialled.push_str(&format!(" ({})", special.join(", ")));
     }
     let mut backends: Vec<_> = frontend.backends.iter().map(backend_row).collect();
     if backends.is_empty() {
@@ -308,6 +326,19 @@ mod tests {
         assert_eq!(view.policy, "local");
         assert_eq!(view.backends.len(), 1);
         assert_eq!(view.draining.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_cluster_ip_says_what_it_is() {
+        let (mut key, frontend) =
+            frontend(FrontendFlags::EXTERNAL.union(FrontendFlags::LOCAL_ONLY));
+        assert_eq!(kind(&key, &frontend), "external");
+        key.scope = Scope::NodePort as u8;
+        assert_eq!(kind(&key, &frontend), "node-port");
+        let mut view = view(FrontendFlags::LOCAL_ONLY, &[9, 4, 5, 9]);
+        assert!(text(std::slice::from_ref(&view)).contains("10.96.0.1:80 (local)"));
+        view.kind = "external";
+        assert!(text(&[view]).contains("10.96.0.1:80 (external, local)"));
     }
 
     #[test]

@@ -26,9 +26,13 @@ enum Part {
 pub(super) fn choose(candidates: Vec<Candidate<'_>>, node: &NodeFacts) -> Choice {
     let in_cluster = cluster_set(&candidates, node);
     let in_local = local_set(&candidates);
+    let any_serves = candidates.iter().any(Candidate::is_serving);
     let mut placed: Vec<(Part, DesiredBackend)> = candidates
         .iter()
-        .map(|it| (part(in_local.holds(it), in_cluster.holds(it)), it.backend()))
+        .map(|it| {
+            let part = part(in_local.holds(it), in_cluster.holds(it));
+            (part, it.backend(any_serves))
+        })
         .collect();
     placed.sort_by_key(|&(part, _)| part);
     let count = |wanted| {
@@ -89,11 +93,11 @@ fn cluster_set<'a>(candidates: &[Candidate<'_>], node: &'a NodeFacts) -> Members
     }
 }
 
-/// Rules R40 to R42. Only ready endpoints are asked (rule R43).
+/// Rules R40 to R42, R45. Only ready endpoints are asked (rule R43).
 fn by_topology<'a>(candidates: &[Candidate<'_>], node: &'a NodeFacts) -> Members<'a> {
     let ready = || candidates.iter().filter(|it| it.is_ready());
     let zone = node.zone.as_ref().filter(|zone| !zone.is_empty());
-    if hints_apply(ready().map(Candidate::node_hints), &node.name) {
+    if node.same_node_hints && hints_apply(ready().map(Candidate::node_hints), &node.name) {
         return Members::ReadyForNode(&node.name);
     }
     match zone {

@@ -42,21 +42,29 @@ impl<'a> Candidate<'a> {
         &self.endpoint.zone_hints
     }
 
-    /// What the maps shall know of it.
-    pub(super) fn backend(&self) -> DesiredBackend {
+    /// What the maps shall know of it; `any_serves`: some endpoint of the service port does.
+    pub(super) fn backend(&self, any_serves: bool) -> DesiredBackend {
         DesiredBackend {
             addr: self.endpoint.address.into(),
             port: Port::new(self.port),
-            state: self.state(),
+            state: self.state(any_serves),
             is_local: self.is_local,
         }
     }
 
+    /// Whether UDP flows may stay with it in any case (rules R141, R144).
+    pub(super) fn is_serving(&self) -> bool {
+        self.endpoint.serving
+    }
+
     /// A terminating endpoint that does not serve is as good as one that is not ready: neither
-    /// gets new flows by any fall-back (rule R34).
-    fn state(&self) -> BackendState {
+    /// gets new flows by any fall-back (rule R34). One that is ready gets new flows, so there is
+    /// no point in moving those that it has, even if it does not serve.
+    fn state(&self, any_serves: bool) -> BackendState {
         if self.is_ready() {
             BackendState::Active
+        } else if !self.is_serving() && any_serves {
+            BackendState::NotServing
         } else if self.is_fallback() {
             BackendState::Terminating
         } else {

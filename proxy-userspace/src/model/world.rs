@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{EndpointSlice, Event, Node, ObjectName, Service};
 
 /// The objects that events told of, latest version of each.
@@ -12,6 +14,7 @@ pub struct World {
     /// The Service that each slice belongs to.
     owners: BTreeMap<ObjectName, ObjectName>,
     node: Option<Node>,
+    service_cidrs: Vec<IpNet>,
     names: Names,
 }
 
@@ -49,6 +52,10 @@ impl World {
             Event::Slice(slice) => self.put_slice(slice),
             Event::SliceGone(name) => self.remove_slice(&name),
             Event::Node(node) => self.put_node(node),
+            Event::ServiceCidrs(ranges) => {
+                self.service_cidrs = ranges;
+                Affected::Nothing
+            }
             Event::Synced | Event::Problem(_) | Event::Solved(_) => Affected::Nothing,
         }
     }
@@ -76,6 +83,11 @@ impl World {
     /// The zone that this node is in.
     pub fn zone(&self) -> Option<&Arc<str>> {
         self.node.as_ref()?.zone.as_ref()
+    }
+
+    /// The cluster's ServiceCIDRs; empty if they are not known (rules R16, R186).
+    pub fn service_cidrs(&self) -> &[IpNet] {
+        &self.service_cidrs
     }
 
     fn put_service(&mut self, mut service: Service) -> Affected {
@@ -142,13 +154,23 @@ impl World {
     }
 
     fn put_node(&mut self, node: Node) -> Affected {
-        let zone_before = self.zone().cloned();
-        self.node = Some(node);
-        if self.zone() == zone_before.as_ref() {
-            Affected::Nothing
-        } else {
-            Affected::All
+        let before = self.node.replace(node);
+        let (zone, addresses) = before.map_or((None, vec![]), |it| (it.zone, it.addresses));
+        if self.zone() != zone.as_ref() {
+            return Affected::All;
         }
+        if self.node().is_some_and(|it| it.addresses != addresses) {
+            return Affected::services(self.guarded());
+        }
+        Affected::Nothing
+    }
+
+    /// The Services for which this node's addresses matter (rule R105).
+    fn guarded(&self) -> Vec<ObjectName> {
+        let guarded = self
+            .services()
+            .filter(|(it, _)| !it.source_ranges.is_empty());
+        guarded.map(|(service, _)| service.name.clone()).collect()
     }
 }
 
@@ -290,6 +312,7 @@ mod tests {
             zone: zone.map(Into::into),
             addresses: vec![address.parse().unwrap()],
             pod_cidrs: vec![],
+            to_be_deleted: false,
         })
     }
 

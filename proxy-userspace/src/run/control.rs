@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use proxy_common::abi::{Addr, Family, Settings, SettingsFlags};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::Options;
 use super::edges::View;
 use super::origin::Source;
 use super::unread::{Unread, lacks_slices};
-use crate::conntrack_gc::Collector;
+use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::loader::attach::Method;
 use crate::maps::Maps;
-use crate::model::{Affected, Event, ObjectName, Problem, World};
+use crate::model::{Affected, Event, Node, ObjectName, Problem, World};
 use crate::status::{self, LastSync, Status};
 use crate::sync::{Report, Sync};
 
@@ -63,7 +64,14 @@ pub(super) struct Control {
     status: Status,
     written: Option<(Instant, Status)>,
     /// Dropped, it ends the collector.
-    _collector: Option<mpsc::Sender<()>>,
+    collector: Option<mpsc::Sender<Inquiry>>,
+    /// Detached backends that the collector has been asked for.
+    asked: Option<BTreeSet<u32>>,
+    /// Which of them are in use.
+    answers: (
+        UnboundedSender<BTreeSet<u32>>,
+        UnboundedReceiver<BTreeSet<u32>>,
+    ),
 }
 
 impl Control {
@@ -104,7 +112,9 @@ impl Control {
             retry: None,
             status,
             written: None,
-            _collector: None,
+            collector: None,
+            asked: None,
+            answers: unbounded_channel(),
         })
     }
 
@@ -114,14 +124,14 @@ impl Control {
         view: watch::Receiver<View>,
         collector: Collector,
     ) -> anyhow::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let collect = move || collector.run(&stopped);
+        let (inquiries, inquired) = mpsc::channel();
+        let collect = move || collector.run(&inquired);
         let thread = std::thread::Builder::new()
             .name("conntrack-gc".to_owned())
             .spawn(collect);
         drop(thread.context("cannot start the collector of flow records")?);
         self.view = view;
-        self._collector = Some(stop);
+        self.collector = Some(inquiries);
         Ok(self)
     }
 
@@ -144,6 +154,7 @@ impl Control {
                     self.take(std::mem::take(&mut batch));
                 }
                 changed = self.view.changed() => changed.context("the monitor of devices ended")?,
+                Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
@@ -156,8 +167,33 @@ impl Control {
         Ok(())
     }
 
+    /// Asks for the backends of deleted service ports that flows still use.
+    fn inquire(&mut self) {
+        if self.asked.is_some() || !self.sync.has_detached() {
+            return;
+        }
+        let backends = self.sync.detached();
+        let inquiry = Inquiry {
+            backends: backends.clone(),
+            answer: self.answers.0.clone(),
+        };
+        let sent = self.collector.as_ref().map(|it| it.send(inquiry));
+        if matches!(sent, Some(Ok(()))) {
+            self.asked = Some(backends);
+        }
+    }
+
+    /// Frees what was asked for and is not in use.
+    fn release(&mut self, mut in_use: BTreeSet<u32>) {
+        let asked = self.asked.take().unwrap_or_default();
+        in_use.extend(self.sync.detached().difference(&asked));
+        let report = self.sync.release_detached(&in_use, &mut self.maps);
+        tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+    }
+
     /// Brings settings and status up to date.
     fn settle(&mut self) -> anyhow::Result<()> {
+        self.inquire();
         let view = self.view.borrow_and_update().clone();
         let preferred = self.world.node().map_or(&[][..], |node| &node.addresses);
         let settings = settings(preferred, &view.addresses, self.flags);
@@ -249,6 +285,8 @@ impl Control {
         let facts = NodeFacts {
             name: self.node.clone(),
             zone: self.world.zone().cloned(),
+            primary: primary_addresses(self.world.node()),
+            same_node_hints: true,
         };
         let mut report = Report::default();
         let mut shown = start;
@@ -378,6 +416,17 @@ impl Changed {
 fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPort> {
     let compile = |(service, slices)| compile(service, slices, facts);
     world.service(name).map(compile).unwrap_or_default()
+}
+
+/// The Node's first address of each family, by which it is known.
+fn primary_addresses(node: Option<&Node>) -> Vec<IpAddr> {
+    let all = node.map_or(&[][..], |node| &node.addresses);
+    let first = |family| {
+        all.iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
+    };
+    Family::ALL.into_iter().filter_map(first).collect()
 }
 
 /// Writes add up; what is pending is so after the last.

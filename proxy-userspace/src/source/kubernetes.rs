@@ -1,6 +1,6 @@
 //! Services from the Kubernetes API.
 //!
-//! Three watches (Services, EndpointSlices, this Node) run side by side. Each lists in pages,
+//! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs) run side by side. Each lists in pages,
 //! then watches with bookmarks, and lists again when the API server has forgotten where it was
 //! (410 Gone). Of the objects only fingerprints and versions are kept.
 
@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use kube::api::{Api, Resource};
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::watcher::{self, DefaultBackoff, watcher};
@@ -113,13 +115,21 @@ impl KubernetesSource {
             .fields("spec.clusterIP!=None");
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", feed.node()));
-        let watches = futures::future::join3(
+        let cidrs = watcher::Config::default();
+        let watches = futures::future::join4(
             follow(&feed, &self.client, Kind::Service, services, read_service),
             follow(&feed, &self.client, Kind::EndpointSlice, slices, read_slice),
             follow(&feed, &self.client, Kind::Node, node, read_node),
+            follow(
+                &feed,
+                &self.client,
+                Kind::ServiceCidr,
+                cidrs,
+                read_service_cidr,
+            ),
         );
         tokio::select! {
-            (Closed, Closed, Closed) = watches => {}
+            (Closed, Closed, Closed, Closed) = watches => {}
             () = events.closed() => {}
         }
     }
@@ -142,6 +152,14 @@ fn read_slice(
 
 fn read_node(strings: &mut Strings, name: ObjectName, object: &core::Node) -> Parsed<Event> {
     parse::node(strings, name, object).map(Event::Node)
+}
+
+fn read_service_cidr(
+    _: &mut Strings,
+    _: ObjectName,
+    object: &networking::ServiceCIDR,
+) -> Parsed<Event> {
+    parse::service_cidr(object).map(Event::ServiceCidrs)
 }
 
 /// Follows the objects of one kind until nobody listens.
@@ -174,6 +192,14 @@ where
                 Err(error) => error,
             };
             debug!(?kind, %error, "watch interrupted");
+            if kind == Kind::ServiceCidr && is_unknown_resource(&error) {
+                // Older API servers have none; the ranges are then not known (rule R16).
+                if feed.none(kind).await == Err(Closed) {
+                    return Closed;
+                }
+                tokio::time::sleep(UNKNOWN_PAUSE).await;
+                break;
+            }
             let remedy = Remedy::of(&error);
             if let Some(message) = remedy.message(kind, &error)
                 && feed.trouble(kind, message).await == Err(Closed)
@@ -189,6 +215,16 @@ where
             }
         }
     }
+}
+
+/// How long an API server that does not know a resource is not asked for it.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(300);
+
+/// Whether the API server says that there is no such resource.
+fn is_unknown_resource(error: &watcher::Error) -> bool {
+    use kube::Error::Api;
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(error, InitialListFailed(Api(status)) | WatchStartFailed(Api(status)) if status.code == 404)
 }
 
 /// What to do about an error.
@@ -240,6 +276,7 @@ fn message(kind: Kind, error: &watcher::Error) -> String {
         Kind::Service => "Services",
         Kind::EndpointSlice => "EndpointSlices",
         Kind::Node => "this Node",
+        Kind::ServiceCidr => "ServiceCIDRs",
     };
     match error {
         watcher::Error::InitialListFailed(error) => format!("listing {things}: {}", reason(error)),

@@ -1,8 +1,10 @@
 //! What has been announced, so that nothing is announced twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+
+use ipnet::IpNet;
 
 use crate::model::{Event, ObjectName, Problem};
 
@@ -12,6 +14,7 @@ pub(super) enum Kind {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
 }
 
 /// Which object.
@@ -27,6 +30,7 @@ impl fmt::Display for Key {
             Kind::Service => write!(f, "Service {}", self.name),
             Kind::EndpointSlice => write!(f, "EndpointSlice {}", self.name),
             Kind::Node => write!(f, "Node {}", self.name.name),
+            Kind::ServiceCidr => write!(f, "ServiceCIDR {}", self.name.name),
         }
     }
 }
@@ -38,6 +42,10 @@ impl fmt::Display for Key {
 pub(super) struct Ledger {
     hasher: RandomState,
     announced: HashMap<Key, u64>,
+    /// What each ServiceCIDR says; they are announced together.
+    service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
+    /// All together, as announced last.
+    all_cidrs: Vec<IpNet>,
     problems: BTreeMap<String, String>,
 }
 
@@ -52,6 +60,10 @@ impl Ledger {
         out: &mut Vec<Event>,
     ) {
         match event {
+            Some(Event::ServiceCidrs(ranges)) => {
+                self.service_cidrs.insert(key.name.clone(), ranges);
+                self.announce_cidrs(out);
+            }
             Some(event) => {
                 let fingerprint = self.hasher.hash_one(&event);
                 if self.announced.insert(key.clone(), fingerprint) != Some(fingerprint) {
@@ -72,7 +84,22 @@ impl Ledger {
         self.solved(&key.to_string(), out);
     }
 
+    /// The union of all ServiceCIDRs, if it is another than before (rule R186).
+    fn announce_cidrs(&mut self, out: &mut Vec<Event>) {
+        let all: BTreeSet<IpNet> = self.service_cidrs.values().flatten().copied().collect();
+        let all = Vec::from_iter(all);
+        if all != self.all_cidrs {
+            self.all_cidrs.clone_from(&all);
+            out.push(Event::ServiceCidrs(all));
+        }
+    }
+
     fn gone(&mut self, key: &Key, out: &mut Vec<Event>) {
+        if key.kind == Kind::ServiceCidr {
+            self.service_cidrs.remove(&key.name);
+            self.announce_cidrs(out);
+            return;
+        }
         if self.announced.remove(key).is_none() {
             return;
         }
@@ -80,7 +107,7 @@ impl Ledger {
             Kind::Service => out.push(Event::ServiceGone(key.name.clone())),
             Kind::EndpointSlice => out.push(Event::SliceGone(key.name.clone())),
             // What a Node said outlives it (rules R46, R136).
-            Kind::Node => {}
+            Kind::Node | Kind::ServiceCidr => {}
         }
     }
 
@@ -121,6 +148,7 @@ mod tests {
             zone: Some(zone.into()),
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            to_be_deleted: false,
         }))
     }
 
@@ -176,6 +204,43 @@ mod tests {
         };
         let gone = Event::ServiceGone(key.name);
         assert_eq!(out, [node("a").unwrap(), gone, Event::Problem(problem)]);
+    }
+
+    #[test]
+    fn service_cidrs_are_announced_together_and_once() {
+        let mut ledger = Ledger::default();
+        let named = |name: &str| Key {
+            kind: Kind::ServiceCidr,
+            name: ObjectName {
+                namespace: "default".into(),
+                name: name.into(),
+            },
+        };
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let cidrs = |texts: &[&str]| Some(Event::ServiceCidrs(nets(texts)));
+        let mut out = Vec::new();
+        ledger.put(
+            &named("b"),
+            cidrs(&["10.0.0.0/16", "fd00::/112"]),
+            None,
+            &mut out,
+        );
+        ledger.put(
+            &named("a"),
+            cidrs(&["10.1.0.0/16", "10.0.0.0/16"]),
+            None,
+            &mut out,
+        );
+        ledger.put(&named("a"), cidrs(&["10.1.0.0/16"]), None, &mut out);
+        let all = ["10.0.0.0/16", "10.1.0.0/16", "fd00::/112"];
+        let expected = [&[all[0], all[2]][..], &all];
+        assert_eq!(out, expected.map(|texts| cidrs(texts).unwrap()));
+        out.clear();
+        // One that is being deleted is none of ours any more.
+        ledger.put(&named("b"), None, None, &mut out);
+        ledger.remove(&named("b"), &mut out);
+        ledger.remove(&named("a"), &mut out);
+        assert_eq!(out, [&[all[1]][..], &[]].map(|texts| cidrs(texts).unwrap()));
     }
 
     #[test]

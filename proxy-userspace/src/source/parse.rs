@@ -6,6 +6,7 @@
 mod address;
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::collections::HashSet;
@@ -19,6 +20,7 @@ use crate::model::ObjectName;
 
 pub use node::node;
 pub use service::service;
+pub use service_cidr::service_cidr;
 pub use slice::endpoint_slice;
 
 /// What was read from one object.

@@ -1,11 +1,14 @@
 //! What the maps hold, indexed by Service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
+use ipnet::{IpNet, Ipv4Net};
 use proxy_common::abi::{
-    Addr, Backend, BackendState, Family, Frontend, FrontendKey, Port, ServiceName,
+    Addr, AddressFlags, Backend, BackendState, Family, Frontend, FrontendFlags, FrontendKey, Port,
+    Scope, ServiceName,
 };
 
 use super::blocks::Block;
@@ -24,6 +27,21 @@ pub(super) struct Actual {
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     pub(super) slots: Vec<u32>,
     pub(super) backends: Vec<Backend>,
+    pub(super) addresses: BTreeMap<Addr, AddressFlags>,
+    /// Service id and range.
+    pub(super) source_ranges: BTreeSet<(u32, IpNet)>,
+    /// How many frontends each address has.
+    uses: BTreeMap<Addr, Uses>,
+}
+
+/// No range is before this one.
+const FIRST_NET: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
+/// How many frontends an address has, NodePorts aside, which are at no address.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Uses {
+    n_cluster_ip: u32,
+    n_external: u32,
 }
 
 /// A service port that has an id.
@@ -176,11 +194,28 @@ impl Actual {
             Write::Frontend { key, value } => self.apply_frontend(key, value),
             Write::RemoveFrontend { key } => {
                 let old = self.frontends.remove(&key)?;
+                self.count_use(&key, &old, -1);
                 self.detach(&key, &old);
                 Some((old.service, Block::of(&old)))
             }
             Write::RemoveService { id } => {
                 self.remove_port(id);
+                None
+            }
+            Write::Address { addr, flags } => {
+                self.addresses.insert(addr, flags);
+                None
+            }
+            Write::RemoveAddress { addr } => {
+                self.addresses.remove(&addr);
+                None
+            }
+            Write::SourceRange { service, net } => {
+                self.source_ranges.insert((service, net));
+                None
+            }
+            Write::RemoveSourceRange { service, net } => {
+                self.source_ranges.remove(&(service, net));
                 None
             }
         }
@@ -217,6 +252,10 @@ impl Actual {
 
     fn apply_frontend(&mut self, key: FrontendKey, value: Frontend) -> Option<(u32, Block)> {
         let old = self.frontends.insert(key, value);
+        self.count_use(&key, &value, 1);
+        if let Some(old) = &old {
+            self.count_use(&key, old, -1);
+        }
         if old.is_none_or(|old| old.service != value.service) {
             if let Some(old) = old {
                 self.detach(&key, &old);
@@ -227,6 +266,47 @@ impl Actual {
             }
         }
         old.map(|old| (old.service, Block::of(&old)))
+    }
+
+    /// Counts one frontend more or less at its address.
+    pub(super) fn count_use(&mut self, key: &FrontendKey, value: &Frontend, change: i32) {
+        let Some(kind) = address_kind(key, value.flags) else {
+            return;
+        };
+        let uses = self.uses.entry(key.addr).or_default();
+        let count = if kind == AddressFlags::EXTERNAL {
+            &mut uses.n_external
+        } else {
+            &mut uses.n_cluster_ip
+        };
+        *count = count.saturating_add_signed(change);
+        if *uses == Uses::default() {
+            self.uses.remove(&key.addr);
+        }
+    }
+
+    /// What its frontends make of an address.
+    pub(super) fn used_as(&self, addr: Addr) -> AddressFlags {
+        let uses = self.uses.get(&addr).copied().unwrap_or_default();
+        let kinds = [
+            (uses.n_cluster_ip, AddressFlags::CLUSTER_IP),
+            (uses.n_external, AddressFlags::EXTERNAL),
+        ];
+        let used = kinds.into_iter().filter(|(count, _)| *count > 0);
+        used.fold(AddressFlags::NONE, |all, (_, kind)| all.union(kind))
+    }
+
+    /// From where connections to a service port's guarded frontends are taken.
+    pub(super) fn ranges_of(&self, service: u32) -> impl Iterator<Item = IpNet> {
+        let from_first = self.source_ranges.range((service, FIRST_NET)..);
+        from_first
+            .take_while(move |(owner, _)| *owner == service)
+            .map(|(_, net)| *net)
+    }
+
+    /// The entry of an address; empty if it has none.
+    pub(super) fn address(&self, addr: Addr) -> AddressFlags {
+        self.addresses.get(&addr).copied().unwrap_or_default()
     }
 
     fn detach(&mut self, key: &FrontendKey, old: &Frontend) {
@@ -247,7 +327,7 @@ impl Actual {
         }
     }
 
-    fn frontends_of(&self, port: &HeldPort) -> impl Iterator<Item = &Frontend> {
+    pub(super) fn frontends_of(&self, port: &HeldPort) -> impl Iterator<Item = &Frontend> {
         port.frontends
             .iter()
             .filter_map(|key| self.frontends.get(key))
@@ -259,13 +339,29 @@ impl Actual {
     }
 }
 
+/// What a frontend makes of its address; nothing if it is a NodePort, which is at no address.
+pub(super) fn address_kind(key: &FrontendKey, flags: FrontendFlags) -> Option<AddressFlags> {
+    if key.scope == Scope::NodePort as u8 {
+        None
+    } else if flags.contains(FrontendFlags::EXTERNAL) {
+        Some(AddressFlags::EXTERNAL)
+    } else {
+        Some(AddressFlags::CLUSTER_IP)
+    }
+}
+
 fn socket(backend: Option<&Backend>) -> (Addr, Port) {
     backend.map_or((Addr::UNSPECIFIED, Port::ZERO), |backend| {
         (backend.addr, backend.port)
     })
 }
 
-/// Whether an endpoint has this id.
+/// Whether an endpoint of a service port that is there has this id.
 pub(super) fn is_live(backend: &Backend) -> bool {
-    backend.state != BackendState::Gone as u8
+    !is_gone(backend) && backend.state != BackendState::Detached as u8
+}
+
+/// Whether nothing has this id.
+pub(super) fn is_gone(backend: &Backend) -> bool {
+    backend.state == BackendState::Gone as u8
 }

@@ -4,7 +4,8 @@
 //! block of backends of its own service port. Contents for which that does not hold were damaged
 //! by somebody else; such entries are not adopted but removed.
 
-use proxy_common::abi::{Backend, BackendState, Frontend, FrontendKey};
+use ipnet::IpNet;
+use proxy_common::abi::{Backend, BackendFlags, BackendState, Frontend, FrontendKey};
 
 use super::actual::{Actual, HeldPort, is_live};
 use super::blocks::Block;
@@ -31,6 +32,8 @@ pub(super) fn adopt(contents: Contents, capacity: &Capacity) -> Adopted {
         mut frontends,
         slots,
         backends,
+        addresses,
+        source_ranges,
     } = contents;
     services.sort_unstable_by_key(|&(id, _)| id);
     for (id, name) in &services {
@@ -40,6 +43,10 @@ pub(super) fn adopt(contents: Contents, capacity: &Capacity) -> Adopted {
     adopted.actual.slots.truncate(capacity.slots as usize);
     adopted.actual.backends = backends;
     adopted.sort_backends();
+    adopted.actual.addresses = addresses.into_iter().collect();
+    for (service, net) in source_ranges {
+        adopted.place_source_range(service, net);
+    }
     frontends.sort_unstable_by_key(|&(key, value)| (value.first_slot, key));
     for (key, value) in frontends {
         adopted.place_frontend(key, value);
@@ -59,6 +66,7 @@ pub(super) fn gone(backend: Backend) -> Backend {
     Backend {
         generation,
         state: BackendState::Gone as u8,
+        flags: BackendFlags::NONE,
         ..backend
     }
 }
@@ -98,7 +106,16 @@ impl Adopted {
             port.frontends.reserve_exact(1);
             port.frontends.push(key);
         }
+        self.actual.count_use(&key, &value, 1);
         self.actual.frontends.insert(key, value);
+    }
+
+    fn place_source_range(&mut self, service: u32, net: IpNet) {
+        if self.actual.ports.contains_key(&service) {
+            self.actual.source_ranges.insert((service, net));
+        } else {
+            self.repairs.push(Write::RemoveSourceRange { service, net });
+        }
     }
 
     /// Whether the block consists of live backends of the frontend's service port.

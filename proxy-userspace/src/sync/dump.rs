@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::abi::{
-    Addr, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Port, Protocol,
+    Addr, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Port, Protocol, Scope,
 };
 
 use super::actual::is_live;
@@ -16,6 +16,8 @@ use super::target::Contents;
 /// ```text
 /// 10.96.0.1:80/TCP shop/web:http local 10.0.0.1:8080 cluster 10.0.0.1:8080 10.0.1.1:8080
 /// 10.96.0.2:53/UDP kube-system/dns:dns local-only affinity=60s local - cluster 10.0.1.2:53
+/// 192.0.2.1:80/TCP shop/web:http external from=10.0.0.0/8 local 10.0.0.1:8080 cluster 10.0.0.1:8080 10.0.1.1:8080
+/// IPv4-NodePort:30080/TCP shop/web:http external local 10.0.0.1:8080 cluster 10.0.0.1:8080 10.0.1.1:8080
 /// 10.96.0.3:80/TCP shop/idle reject local - cluster - idle 10.0.1.4:80(not-ready)
 /// ```
 ///
@@ -23,7 +25,10 @@ use super::target::Contents;
 /// other than active are in brackets; what should not be there is marked with `!`.
 pub fn dump(contents: &Contents) -> String {
     let mut frontends: Vec<_> = contents.frontends.iter().collect();
-    frontends.sort_by_key(|(key, _)| (IpAddr::from(key.addr), key.port.number(), key.protocol));
+    frontends.sort_by_key(|(key, _)| {
+        let ip = IpAddr::from(key.addr);
+        (ip, key.port.number(), key.protocol, key.scope)
+    });
     let by_service = live_backends(contents);
     let names: BTreeMap<_, _> = contents
         .services
@@ -36,6 +41,9 @@ pub fn dump(contents: &Contents) -> String {
             .get(&value.service)
             .map_or("!no-service", |name| name.text());
         text.push_str(&format!("{} {name}{}", describe(key), properties(value)));
+        if value.flags.contains(FrontendFlags::SOURCE_RANGES) {
+            text.push_str(&ranges(contents, value.service));
+        }
         let block = Block::of(value);
         let ids = block.of_slots(&contents.slots).unwrap_or_default();
         let n_local = value.n_local as usize;
@@ -58,9 +66,25 @@ pub fn dump(contents: &Contents) -> String {
     text
 }
 
-/// `10.96.0.1:80/TCP`.
+/// ` from=10.0.0.0/8,192.0.2.0/24`.
+fn ranges(contents: &Contents, service: u32) -> String {
+    let own = contents
+        .source_ranges
+        .iter()
+        .filter(|(owner, _)| *owner == service);
+    let mut nets: Vec<_> = own.map(|(_, net)| *net).collect();
+    nets.sort_unstable();
+    let nets: Vec<_> = nets.iter().map(ToString::to_string).collect();
+    format!(" from={}", nets.join(","))
+}
+
+/// `10.96.0.1:80/TCP`, or `IPv4-NodePort:30080/TCP`.
 pub(super) fn describe(key: &FrontendKey) -> String {
-    let socket = socket(key.addr, key.port);
+    let socket = if key.scope == Scope::NodePort as u8 {
+        format!("{}-NodePort:{}", key.addr.family(), key.port)
+    } else {
+        socket(key.addr, key.port).to_string()
+    };
     match Protocol::from_number(key.protocol) {
         Some(protocol) => format!("{socket}/{protocol}"),
         None => format!("{socket}/{}", key.protocol),
@@ -88,6 +112,7 @@ fn live_backends(contents: &Contents) -> BTreeMap<u32, Vec<u32>> {
 fn properties(value: &Frontend) -> String {
     let mut text = String::new();
     let flags = [
+        (FrontendFlags::EXTERNAL, " external"),
         (FrontendFlags::LOCAL_ONLY, " local-only"),
         (FrontendFlags::REJECT, " reject"),
     ];

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::abi::{Frontend, FrontendKey};
 
 use super::Sync;
-use super::actual::{HeldPort, service_name};
+use super::actual::{HeldPort, address_kind, service_name};
 use super::blocks::Block;
 use super::refusal::{Clash, Refusal};
 use crate::desired::{DesiredFrontend, DesiredPort};
@@ -81,7 +82,7 @@ impl Sync {
                     .push(self.plan_port(index, service, port, frontends));
             }
         }
-        self.check_room(&plan.ports)?;
+        self.check_room(&plan.ports, &desired)?;
         self.set_blocks_aside(&mut plan.ports)?;
         Ok(plan)
     }
@@ -170,7 +171,7 @@ impl Sync {
         }
     }
 
-    fn check_room(&self, ports: &[PortPlan]) -> Result<(), Refusal> {
+    fn check_room(&self, ports: &[PortPlan], desired: &[DesiredPort]) -> Result<(), Refusal> {
         let n_services = ports.iter().filter(|port| port.service.is_none()).count();
         let n_backends = ports
             .iter()
@@ -195,7 +196,41 @@ impl Sync {
             self.backend_ids.available(),
             "--max-backends",
         )?;
-        fits("FRONTENDS", n_frontends, free, "--max-frontends")
+        fits("FRONTENDS", n_frontends, free, "--max-frontends")?;
+        let free = self.free_addresses();
+        fits(
+            "ADDRESSES",
+            self.new_addresses(ports),
+            free,
+            "--max-addresses",
+        )?;
+        let n_ranges = ports
+            .iter()
+            .map(|port| self.new_ranges(port, &desired[port.index]));
+        let used = self.actual.source_ranges.len();
+        let free = (self.capacity.source_ranges as usize).saturating_sub(used);
+        fits("SOURCE_RANGES", n_ranges.sum(), free, "--max-source-ranges")
+    }
+
+    /// How many addresses get an entry.
+    fn new_addresses(&self, ports: &[PortPlan]) -> usize {
+        let frontends = ports.iter().flat_map(|port| &port.frontends);
+        let exact = frontends.filter(|it| address_kind(&it.key, it.flags).is_some());
+        let new = exact.filter(|it| self.actual.address(it.key.addr).is_empty());
+        new.map(|it| it.key.addr).collect::<BTreeSet<_>>().len()
+    }
+
+    /// How many source ranges a port gets.
+    fn new_ranges(&self, port: &PortPlan, desired: &DesiredPort) -> usize {
+        let is_there = |net: &IpNet| {
+            let key = port.service.map(|service| (service, *net));
+            key.is_some_and(|key| self.actual.source_ranges.contains(&key))
+        };
+        desired
+            .source_ranges
+            .iter()
+            .filter(|net| !is_there(net))
+            .count()
     }
 
     fn set_blocks_aside(&mut self, ports: &mut [PortPlan]) -> Result<(), Refusal> {

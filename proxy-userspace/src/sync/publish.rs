@@ -7,16 +7,51 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::abi::{Backend, BackendFlags};
+use ipnet::IpNet;
+use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey};
 
 use super::Sync;
-use super::actual::{HeldPort, service_name};
+use super::actual::{HeldPort, address_kind, is_live, service_name};
 use super::adopt::gone;
+use super::detached::detached;
 use super::plan::{Plan, PortPlan};
 use super::refusal::Refusal;
 use super::target::{Target, Write};
 use crate::desired::{DesiredBackend, DesiredPort};
 use crate::model::ObjectName;
+
+/// What a backend id's entry should be, if it is `old` now.
+fn next(
+    old: Backend,
+    service: u32,
+    desired: &DesiredBackend,
+    flags: BackendFlags,
+    begins_affinity: bool,
+) -> Backend {
+    // Affinity records of an earlier membership are void when the next one begins; it is too
+    // early at the end of the last one, when packets still come by the old frontend.
+    let joins = is_member(flags) && (begins_affinity || !is_member(old.flags));
+    let joined = if !is_live(&old) || joins {
+        old.joined.wrapping_add(1)
+    } else {
+        old.joined
+    };
+    Backend {
+        addr: desired.addr,
+        service,
+        // A new life goes on with the number that the end of the last one left.
+        generation: old.generation.max(1),
+        joined: joined.max(1),
+        port: desired.port,
+        state: desired.state as u8,
+        flags,
+    }
+}
+
+/// Whether a backend with these flags gets new flows.
+fn is_member(flags: BackendFlags) -> bool {
+    flags.contains(BackendFlags::IN_LOCAL_SET) || flags.contains(BackendFlags::IN_CLUSTER_SET)
+}
 
 /// A target and how often it was written to.
 pub(super) struct Writer<'a, T> {
@@ -50,14 +85,27 @@ impl Sync {
             .get(owner)
             .map(|it| it.desired.clone())
             .unwrap_or_default();
-        match self.plan(owner, desired.clone()) {
-            Err(refusal) if refusal.is_curable() && self.is_resting() => {
-                writer.target.grace_period();
-                self.settle();
-                self.plan(owner, desired)
-            }
-            other => other,
+        let mut planned = self.plan(owner, desired.clone());
+        if let Err(refusal) = &planned
+            && refusal.is_curable()
+            && self.is_resting()
+        {
+            self.pass_grace_period(writer);
+            planned = self.plan(owner, desired.clone());
         }
+        while let Err(refusal) = &planned
+            && self.release_for(refusal, writer)?
+        {
+            self.pass_grace_period(writer);
+            planned = self.plan(owner, desired.clone());
+        }
+        planned
+    }
+
+    /// Waits until what rests can be used.
+    pub(super) fn pass_grace_period<T: Target>(&mut self, writer: &mut Writer<'_, T>) {
+        writer.target.grace_period();
+        self.settle();
     }
 
     fn is_resting(&self) -> bool {
@@ -82,9 +130,14 @@ impl Sync {
             None => self.write_service(owner, desired, writer)?,
         };
         plan.service = Some(service);
-        for (backend, id) in desired.backends.iter().zip(&mut plan.ids) {
-            *id = Some(self.write_backend(service, backend, *id, writer)?);
+        let begins_affinity = desired.affinity_seconds > 0
+            && !self.has_frontend(service, |it| it.affinity_seconds > 0);
+        for (index, (backend, id)) in desired.backends.iter().zip(&mut plan.ids).enumerate() {
+            let flags = desired.backend_flags(index);
+            let next = |old| next(old, service, backend, flags, begins_affinity);
+            *id = Some(self.write_backend(*id, next, writer)?);
         }
+        self.write_ranges(service, &desired.source_ranges, writer)?;
         if plan.is_new_block {
             let in_slots = plan.ids.iter().take(plan.block.len as usize);
             let ids = in_slots.copied().flatten().collect();
@@ -98,17 +151,57 @@ impl Sync {
         }
         for frontend in &plan.frontends {
             let value = plan.value(service, desired, frontend);
-            if self.actual.frontends.get(&frontend.key) != Some(&value) {
-                self.write(
-                    Write::Frontend {
-                        key: frontend.key,
-                        value,
-                    },
-                    writer,
-                )?;
+            self.write_frontend(frontend.key, value, writer)?;
+        }
+        Ok(())
+    }
+
+    /// Lets in who is to be let in; the others are shut out when no frontend needs them any more.
+    fn write_ranges<T: Target>(
+        &mut self,
+        service: u32,
+        ranges: &[IpNet],
+        writer: &mut Writer<'_, T>,
+    ) -> Result<(), Refusal> {
+        // What an earlier attempt could not remove must not let anybody in.
+        if !self.has_frontend(service, |it| {
+            it.flags.contains(FrontendFlags::SOURCE_RANGES)
+        }) {
+            for net in self.surplus_ranges(service, ranges) {
+                self.write(Write::RemoveSourceRange { service, net }, writer)?;
+            }
+        }
+        for &net in ranges {
+            if !self.actual.source_ranges.contains(&(service, net)) {
+                self.write(Write::SourceRange { service, net }, writer)?;
             }
         }
         Ok(())
+    }
+
+    fn surplus_ranges(&self, service: u32, keep: &[IpNet]) -> Vec<IpNet> {
+        let old = self.actual.ranges_of(service);
+        old.filter(|net| !keep.contains(net)).collect()
+    }
+
+    fn write_frontend<T: Target>(
+        &mut self,
+        key: FrontendKey,
+        value: Frontend,
+        writer: &mut Writer<'_, T>,
+    ) -> Result<(), Refusal> {
+        let old = self.actual.frontends.get(&key).copied();
+        if old == Some(value) {
+            return Ok(());
+        }
+        let kind = address_kind(&key, value.flags);
+        if let Some(kind) = kind {
+            self.admit_address(key.addr, kind, writer)?;
+        }
+        if old.is_some_and(|old| address_kind(&key, old.flags) != kind) {
+            self.loose.insert(key.addr);
+        }
+        self.write(Write::Frontend { key, value }, writer)
     }
 
     fn write_service<T: Target>(
@@ -128,11 +221,19 @@ impl Sync {
         Ok(id)
     }
 
+    /// Whether such a frontend of a service port is in force.
+    fn has_frontend(&self, service: u32, is_such: impl Fn(&Frontend) -> bool) -> bool {
+        let port = self.actual.port(service);
+        let mut frontends = port
+            .into_iter()
+            .flat_map(|port| self.actual.frontends_of(port));
+        frontends.any(is_such)
+    }
+
     fn write_backend<T: Target>(
         &mut self,
-        service: u32,
-        desired: &DesiredBackend,
         known: Option<u32>,
+        next: impl FnOnce(Backend) -> Backend,
         writer: &mut Writer<'_, T>,
     ) -> Result<u32, Refusal> {
         let id = match known {
@@ -140,20 +241,7 @@ impl Sync {
             None => self.backend_ids.take().ok_or(Refusal::BACKENDS_FULL)?,
         };
         let old = self.actual.backend(id);
-        let backend = Backend {
-            addr: desired.addr,
-            service,
-            // A new life goes on with the number that the end of the last one left.
-            generation: old.generation.max(1),
-            port: desired.port,
-            state: desired.state as u8,
-            joined: old.joined.max(1),
-            flags: if desired.is_local {
-                BackendFlags::IS_LOCAL
-            } else {
-                BackendFlags::NONE
-            },
-        };
+        let backend = next(old);
         if backend == old {
             return Ok(id);
         }
@@ -185,9 +273,12 @@ impl Sync {
             let port = plan.ports.iter().find(|port| port.service == Some(id));
             self.remove_frontends(id, port, writer)?;
             self.remove_backends(id, port, writer)?;
+            for net in self.shed_ranges(id, port, &plan.desired) {
+                self.write(Write::RemoveSourceRange { service: id, net }, writer)?;
+            }
             if port.is_none() {
                 self.write(Write::RemoveService { id }, writer)?;
-                self.service_ids.rest(id);
+                self.rest_service(id);
             }
         }
         Ok(())
@@ -213,8 +304,11 @@ impl Sync {
             .copied()
             .filter(|it| !keep.contains(it))
             .collect();
-        old.into_iter()
-            .try_for_each(|key| self.write(Write::RemoveFrontend { key }, writer))
+        for key in old {
+            self.write(Write::RemoveFrontend { key }, writer)?;
+            self.loose.insert(key.addr);
+        }
+        Ok(())
     }
 
     fn remove_backends<T: Target>(
@@ -241,11 +335,39 @@ impl Sync {
             .filter(|it| !keep.contains(it))
             .collect();
         for id in old {
-            let backend = gone(self.actual.backend(id));
-            self.write(Write::Backend { id, backend }, writer)?;
-            self.backend_ids.rest(id);
+            let backend = self.actual.backend(id);
+            if plan.is_some() {
+                let backend = gone(backend);
+                self.write(Write::Backend { id, backend }, writer)?;
+                self.backend_ids.rest(id);
+            } else {
+                let backend = detached(backend);
+                self.write(Write::Backend { id, backend }, writer)?;
+                self.detached.push(id, service);
+            }
         }
         Ok(())
+    }
+
+    /// The source ranges that a service port has beyond its desired version.
+    fn shed_ranges(
+        &self,
+        service: u32,
+        plan: Option<&PortPlan>,
+        desired: &[DesiredPort],
+    ) -> Vec<IpNet> {
+        let keep = plan.map_or(&[][..], |plan| &desired[plan.index].source_ranges);
+        self.surplus_ranges(service, keep)
+    }
+
+    /// Whether a port that lives on loses source ranges. A program that has read its frontend
+    /// before that was replaced must not miss them.
+    pub(super) fn sheds_ranges(&self, plan: &Plan) -> bool {
+        plan.ports.iter().any(|port| {
+            let shed = |service| self.shed_ranges(service, Some(port), &plan.desired);
+            port.service
+                .is_some_and(|service| !shed(service).is_empty())
+        })
     }
 
     /// Removes damaged entries that were found at the start; what fails stays for the next time.
@@ -268,7 +390,7 @@ impl Sync {
     }
 
     /// Carries out one write, in the map and in the copy.
-    fn write<T: Target>(
+    pub(super) fn write<T: Target>(
         &mut self,
         write: Write,
         writer: &mut Writer<'_, T>,

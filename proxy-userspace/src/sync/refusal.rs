@@ -82,6 +82,13 @@ impl Refusal {
         setting: "--max-backends",
     };
 
+    pub(super) const ADDRESSES_FULL: Self = Self::Full {
+        map: "ADDRESSES",
+        needed: 1,
+        free: 0,
+        setting: "--max-addresses",
+    };
+
     pub(super) fn write(write: &Write, error: &dyn Error) -> Self {
         Self::Write {
             map: map_of(write),
@@ -92,7 +99,7 @@ impl Refusal {
     /// Whether a grace period may make the room that lacks.
     pub(super) fn is_curable(&self) -> bool {
         match self {
-            Self::Full { map, .. } => *map != "FRONTENDS",
+            Self::Full { map, .. } => matches!(*map, "SERVICES" | "BACKENDS"),
             Self::NoBlock { .. } => true,
             Self::LongName { .. } | Self::Write { .. } | Self::Taken(_) => false,
         }
@@ -105,6 +112,8 @@ fn map_of(write: &Write) -> &'static str {
         Write::Backend { .. } => "BACKENDS",
         Write::Slots { .. } => "SLOTS",
         Write::Frontend { .. } | Write::RemoveFrontend { .. } => "FRONTENDS",
+        Write::Address { .. } | Write::RemoveAddress { .. } => "ADDRESSES",
+        Write::SourceRange { .. } | Write::RemoveSourceRange { .. } => "SOURCE_RANGES",
     }
 }
 

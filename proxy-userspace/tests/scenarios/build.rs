@@ -1,10 +1,13 @@
 //! Objects in few words.
 
+use std::net::IpAddr;
+
 use beeline::desired::NodeFacts;
 use beeline::model::{
     Endpoint, EndpointSlice, Event, Node, ObjectName, Service, ServicePort, SlicePort,
     TrafficPolicy,
 };
+use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
 
 /// The name of the node that everything runs on.
@@ -23,27 +26,27 @@ pub(crate) fn facts(zone: Option<&str>) -> NodeFacts {
     NodeFacts {
         name: HERE.into(),
         zone: zone.map(Into::into),
+        primary: vec![],
+        same_node_hints: true,
     }
 }
 
-pub(crate) fn node(zone: Option<&str>) -> Event {
+pub(crate) fn node(zone: Option<&str>, addresses: &[&str]) -> Event {
     let zone = zone.map(Into::into);
     Event::Node(Node {
         name: HERE.into(),
         zone,
-        addresses: vec![],
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         pod_cidrs: vec![],
+        to_be_deleted: false,
     })
 }
 
 /// A Service without ports at these cluster IPs, separated by blanks.
-pub(crate) fn service(name: &str, ips: &str) -> Service {
+pub(crate) fn service(name: &str, cluster_ips: &str) -> Service {
     Service {
         name: object(name),
-        cluster_ips: ips
-            .split_whitespace()
-            .map(|ip| ip.parse().unwrap())
-            .collect(),
+        cluster_ips: ips(cluster_ips),
         ports: vec![],
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
@@ -55,13 +58,36 @@ pub(crate) fn service(name: &str, ips: &str) -> Service {
     }
 }
 
-/// Ports as `name:number/protocol`, separated by blanks; `:80/TCP` has no name.
-fn ports(text: &str) -> impl Iterator<Item = (&str, u16, Protocol)> {
+/// Ports as `name:number/protocol[@node port]`, separated by blanks; `:80/TCP` has no name.
+fn ports(text: &str) -> impl Iterator<Item = (&str, u16, Protocol, Option<u16>)> {
     text.split_whitespace().map(|port| {
         let (name, rest) = port.split_once(':').unwrap();
-        let (number, protocol) = rest.split_once('/').unwrap();
-        (name, number.parse().unwrap(), protocol_named(protocol))
+        let (number, rest) = rest.split_once('/').unwrap();
+        let (protocol, node_port) = match rest.split_once('@') {
+            Some((protocol, node_port)) => (protocol, Some(node_port.parse().unwrap())),
+            None => (rest, None),
+        };
+        (
+            name,
+            number.parse().unwrap(),
+            protocol_named(protocol),
+            node_port,
+        )
     })
+}
+
+/// Addresses, separated by blanks.
+pub(crate) fn ips(text: &str) -> Vec<IpAddr> {
+    text.split_whitespace()
+        .map(|ip| ip.parse().unwrap())
+        .collect()
+}
+
+/// Ranges, separated by blanks.
+pub(crate) fn nets(text: &str) -> Vec<IpNet> {
+    text.split_whitespace()
+        .map(|net| net.parse().unwrap())
+        .collect()
 }
 
 fn protocol_named(name: &str) -> Protocol {
@@ -79,13 +105,14 @@ pub(crate) trait Build: Sized {
 
 impl Build for Service {
     fn ports(mut self, text: &str) -> Self {
-        self.ports
-            .extend(ports(text).map(|(name, port, protocol)| ServicePort {
+        self.ports.extend(
+            ports(text).map(|(name, port, protocol, node_port)| ServicePort {
                 name: name.into(),
                 protocol,
                 port,
-                node_port: None,
-            }));
+                node_port,
+            }),
+        );
         self
     }
 
@@ -97,7 +124,7 @@ impl Build for Service {
 impl Build for EndpointSlice {
     fn ports(mut self, text: &str) -> Self {
         self.ports
-            .extend(ports(text).map(|(name, port, protocol)| SlicePort {
+            .extend(ports(text).map(|(name, port, protocol, _)| SlicePort {
                 name: name.into(),
                 protocol,
                 port,

@@ -1,27 +1,31 @@
 //! A daemon without its shells: events in, maps out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use beeline::desired::{DesiredPort, compile};
 use beeline::model::{Affected, Event, ObjectName, World};
 use beeline::sync::{Capacity, Report, Sync, dump};
-use proxy_common::abi::Family;
+use proxy_common::abi::{Addr, AddressFlags, Family};
 
 use super::build::{Build, facts, service, slice};
-use super::maps::{Maps, View, desired_view};
+use super::maps::{Backends, Maps, View, desired_backends, desired_view};
 
 /// Room for everything.
 pub(crate) const ROOMY: Capacity = Capacity {
-    frontends: 64,
+    frontends: 256,
     slots: 1024,
     backends: 512,
     services: 64,
+    addresses: 64,
+    source_ranges: 128,
 };
 
 pub(crate) struct Cluster {
     pub(crate) world: World,
     pub(crate) sync: Sync,
     pub(crate) maps: Maps,
+    own: BTreeMap<Addr, AddressFlags>,
     capacity: Capacity,
 }
 
@@ -33,6 +37,7 @@ impl Cluster {
             world: World::new(),
             sync,
             maps,
+            own: BTreeMap::new(),
             capacity,
         }
     }
@@ -49,6 +54,33 @@ impl Cluster {
         }
         let changes: Vec<_> = names.into_iter().map(|name| self.compiled(name)).collect();
         self.sync.apply(changes, &mut self.maps)
+    }
+
+    /// Makes these the node's addresses: `192.0.2.1` accepts NodePorts, `-192.0.2.2` does not.
+    pub(crate) fn set_own(&mut self, addresses: &[&str]) -> Report {
+        let flags = |text: &&str| match text.strip_prefix('-') {
+            Some(ip) => (ip.parse::<IpAddr>().unwrap().into(), AddressFlags::NODE),
+            None => {
+                let both = AddressFlags::NODE.union(AddressFlags::NODE_PORTS);
+                (text.parse::<IpAddr>().unwrap().into(), both)
+            }
+        };
+        self.own = addresses.iter().map(flags).collect();
+        self.sync
+            .set_node_addresses(self.own.clone(), &mut self.maps)
+    }
+
+    /// Everything is as desired, and as if it had been so from the start.
+    pub(crate) fn assert_settled(&self) {
+        assert_eq!(self.sync.problems(), []);
+        assert_eq!(self.maps.view(), self.desired());
+        self.maps.assert_addresses(&self.own);
+        let ports = |name: ObjectName| {
+            let (name, ports) = self.compiled(name);
+            desired_backends(&name, &ports)
+        };
+        let backends: Backends = self.names().into_iter().flat_map(ports).collect();
+        assert_eq!(self.maps.backends(), backends);
     }
 
     pub(crate) fn retry(&mut self) -> Report {
@@ -69,7 +101,9 @@ impl Cluster {
             .map(|name| self.compiled(name))
             .collect();
         let pass = self.sync.apply(changes, &mut self.maps);
-        pass.n_writes + self.sync.finish_start(|_| false, &mut self.maps).n_writes
+        let own = self.own.clone();
+        let own = self.sync.set_node_addresses(own, &mut self.maps);
+        pass.n_writes + own.n_writes + self.sync.finish_start(|_| false, &mut self.maps).n_writes
     }
 
     /// Deletes everything. Nothing may have been lost on the way: one Service can have all the
@@ -77,7 +111,11 @@ impl Cluster {
     pub(crate) fn empty_and_fill(&mut self) {
         let gone: Vec<_> = self.names().into_iter().map(Event::ServiceGone).collect();
         self.apply(gone);
+        self.set_own(&[]);
         assert!(self.maps.is_empty(), "{}", dump(&self.maps.contents()));
+        self.sync.release_detached(&BTreeSet::new(), &mut self.maps);
+        assert!(self.sync.detached().is_empty());
+        assert!(self.maps.contents().backends.iter().all(|it| it.state == 0));
         self.apply(self.filling());
         assert_eq!(self.sync.problems(), []);
         assert_eq!(self.maps.view(), self.desired());
@@ -89,6 +127,7 @@ impl Cluster {
             slots,
             backends,
             services,
+            ..
         } = self.capacity;
         let address = |index| format!("10.1.{}.{}", index / 250, index % 250);
         let endpoints: Vec<_> = (0..slots.min(backends)).map(address).collect();
@@ -125,6 +164,11 @@ impl Cluster {
     fn compiled(&self, name: ObjectName) -> (ObjectName, Vec<DesiredPort>) {
         let mut node = facts(None);
         node.zone = self.world.zone().cloned();
+        node.primary = self
+            .world
+            .node()
+            .map(|it| it.addresses.clone())
+            .unwrap_or_default();
         let ports = match self.world.service(&name) {
             Some((service, slices)) => compile(service, slices, &node),
             None => vec![],

@@ -6,7 +6,11 @@ use std::net::SocketAddr;
 use beeline::desired::{DesiredBackend, DesiredPort};
 use beeline::model::ObjectName;
 use beeline::sync::{Capacity, Contents, Target, Write};
-use proxy_common::abi::{Addr, Backend, Frontend, FrontendFlags, FrontendKey, Port, ServiceName};
+use ipnet::IpNet;
+use proxy_common::abi::{
+    Addr, AddressFlags, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKey,
+    Port, ServiceName,
+};
 
 /// What a packet to one frontend would see: everything that decides about it, without ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) affinity_seconds: u32,
     pub(crate) local: Vec<SocketAddr>,
     pub(crate) cluster: Vec<SocketAddr>,
+    /// From where connections are taken; empty: from everywhere.
+    pub(crate) ranges: BTreeSet<IpNet>,
 }
 
 /// What packets would see, by frontend.
@@ -39,10 +45,39 @@ pub(crate) fn desired_view(name: &ObjectName, ports: &[DesiredPort]) -> View {
                     .map(desired_socket)
                     .collect(),
                 cluster: port.backends[cluster].iter().map(desired_socket).collect(),
+                ranges: if frontend.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                    port.source_ranges.iter().copied().collect()
+                } else {
+                    BTreeSet::new()
+                },
             };
             (frontend.key, seen)
         })
         .collect()
+}
+
+/// By service port and address, what a backend is good for.
+pub(crate) type Backends = BTreeMap<String, (u8, BackendFlags)>;
+
+/// What there should be of the backends of a Service.
+pub(crate) fn desired_backends(name: &ObjectName, ports: &[DesiredPort]) -> Backends {
+    let of_port = |port: &DesiredPort| {
+        let colon = if port.name.is_empty() { "" } else { ":" };
+        let text = format!("{name}{colon}{} {}", port.name, port.protocol.number());
+        let line = |(index, it): (usize, &DesiredBackend)| {
+            let flags = port.backend_flags(index);
+            (
+                format!("{text} {}", desired_socket(it)),
+                (it.state as u8, flags),
+            )
+        };
+        port.backends
+            .iter()
+            .enumerate()
+            .map(line)
+            .collect::<Vec<_>>()
+    };
+    ports.iter().flat_map(of_port).collect()
 }
 
 fn desired_socket(backend: &DesiredBackend) -> SocketAddr {
@@ -66,6 +101,8 @@ pub(crate) struct Maps {
     frontends: BTreeMap<FrontendKey, Frontend>,
     slots: Vec<u32>,
     backends: Vec<Backend>,
+    addresses: BTreeMap<Addr, AddressFlags>,
+    source_ranges: BTreeSet<(u32, IpNet)>,
     /// What programs that began before the next grace period may hold.
     held_slots: BTreeSet<u32>,
     held_backends: BTreeSet<u32>,
@@ -87,6 +124,8 @@ impl Maps {
             frontends: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
             backends: vec![bytemuck::Zeroable::zeroed(); capacity.backends as usize],
+            addresses: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
             held_slots: BTreeSet::new(),
             held_backends: BTreeSet::new(),
             held_services: BTreeSet::new(),
@@ -104,6 +143,8 @@ impl Maps {
             frontends: contents.frontends.into_iter().collect(),
             slots: contents.slots,
             backends: contents.backends,
+            addresses: contents.addresses.into_iter().collect(),
+            source_ranges: contents.source_ranges.into_iter().collect(),
             ..Self::new(capacity)
         }
     }
@@ -114,6 +155,8 @@ impl Maps {
             frontends: self.frontends.clone().into_iter().collect(),
             slots: self.slots.clone(),
             backends: self.backends.clone(),
+            addresses: self.addresses.clone().into_iter().collect(),
+            source_ranges: self.source_ranges.clone().into_iter().collect(),
         }
     }
 
@@ -128,14 +171,16 @@ impl Maps {
     pub(crate) fn is_empty(&self) -> bool {
         self.frontends.is_empty()
             && self.services.is_empty()
-            && self.backends.iter().all(|backend| backend.state == 0)
+            && self.addresses.is_empty()
+            && self.source_ranges.is_empty()
+            && self.backends.iter().all(|backend| !is_live(backend))
     }
 
     fn seen(&self, value: &Frontend) -> Seen {
         let socket = |slot: u32| {
             let backend = self.backends[self.slots[slot as usize] as usize];
-            assert_ne!(
-                backend.state, 0,
+            assert!(
+                is_live(&backend),
                 "a frontend leads to a backend that is gone"
             );
             assert_ne!(backend.generation, 0, "a life begins with generation 0");
@@ -154,7 +199,36 @@ impl Maps {
                 .map(socket)
                 .collect(),
             cluster: (cluster..cluster + value.n_cluster).map(socket).collect(),
+            ranges: if value.flags.contains(FrontendFlags::SOURCE_RANGES) {
+                let own = self.source_ranges.iter();
+                let own = own.filter(|(service, _)| *service == value.service);
+                own.map(|(_, net)| *net).collect()
+            } else {
+                BTreeSet::new()
+            },
         }
+    }
+
+    /// The live backends, with what they are good for.
+    pub(crate) fn backends(&self) -> Backends {
+        let live = self.backends.iter().filter(|backend| is_live(backend));
+        let line = |it: &Backend| {
+            let name = &self.services[&it.service];
+            let place = socket(it.addr, it.port);
+            let port = format!("{} {} {place}", name.text(), name.protocol);
+            (port, (it.state, it.flags))
+        };
+        live.map(line).collect()
+    }
+
+    /// What frontends and these addresses of the node make of every address.
+    pub(crate) fn assert_addresses(&self, own: &BTreeMap<Addr, AddressFlags>) {
+        let mut expected = own.clone();
+        for key in self.frontends.keys().filter(|key| key.scope == 0) {
+            let flags = own.get(&key.addr).copied().unwrap_or_default();
+            expected.insert(key.addr, flags.union(self.used_as(key.addr)));
+        }
+        assert_eq!(self.addresses, expected);
     }
 
     /// Slots that frontends name.
@@ -176,6 +250,12 @@ impl Maps {
             "a service id is reused too early"
         );
         assert!(
+            self.backends
+                .iter()
+                .all(|it| it.state != DETACHED || it.service != id),
+            "a service id is reused that flows name"
+        );
+        assert!(
             self.services.insert(id, name).is_none(),
             "a service id is used twice"
         );
@@ -191,6 +271,18 @@ impl Maps {
                     "a backend id is reused too early"
                 );
                 assert_eq!(new.generation, old.generation.max(1), "a life's generation");
+                assert!(
+                    new.joined > old.joined,
+                    "a life that affinity takes for the last one"
+                );
+            }
+            (_, DETACHED) => {
+                assert_ne!(old.state, DETACHED, "a backend is detached twice");
+                assert!(
+                    !self.backends_in_force().contains(&id),
+                    "a backend in force is detached"
+                );
+                assert_eq!(identity(new), identity(old), "flows lose their backend");
             }
             (_, 0) => {
                 assert_eq!(new.generation, old.generation + 1, "the next generation");
@@ -201,7 +293,7 @@ impl Maps {
                 self.held_backends.insert(id);
             }
             (_, _) => {
-                let identity = |it: Backend| (it.addr, it.port, it.service, it.generation);
+                assert_ne!(old.state, DETACHED, "a detached backend comes back");
                 assert_eq!(
                     identity(new),
                     identity(old),
@@ -209,6 +301,7 @@ impl Maps {
                 );
             }
         }
+        assert!(new.joined >= old.joined, "what affinity goes by is reset");
         self.backends[id as usize] = new;
     }
 
@@ -235,11 +328,69 @@ impl Maps {
             ),
         };
         assert_ne!(old, value, "a write that changes nothing");
+        self.assert_found(key.addr);
         assert!(
             self.frontends.len() <= self.capacity.frontends as usize,
             "FRONTENDS: full"
         );
         self.held_slots.extend(old.iter().flat_map(slots_of));
+    }
+
+    fn put_address(&mut self, addr: Addr, flags: AddressFlags) {
+        let old = if flags.is_empty() {
+            self.addresses.remove(&addr)
+        } else {
+            self.addresses.insert(addr, flags)
+        };
+        assert_ne!(
+            old.unwrap_or_default(),
+            flags,
+            "a write that changes nothing"
+        );
+        assert!(
+            self.addresses.len() <= self.capacity.addresses as usize,
+            "ADDRESSES: full"
+        );
+        self.assert_found(addr);
+    }
+
+    /// Whether every frontend at an address is found there.
+    fn assert_found(&self, addr: Addr) {
+        let flags = self.addresses.get(&addr).copied().unwrap_or_default();
+        assert!(
+            flags.contains(self.used_as(addr)),
+            "a frontend at {addr} is not found by {flags:?}"
+        );
+    }
+
+    /// What frontends make of an address.
+    fn used_as(&self, addr: Addr) -> AddressFlags {
+        let at = self
+            .frontends
+            .iter()
+            .filter(|(key, _)| key.addr == addr && key.scope == 0);
+        at.fold(AddressFlags::NONE, |all, (_, value)| {
+            all.union(if value.flags.contains(FrontendFlags::EXTERNAL) {
+                AddressFlags::EXTERNAL
+            } else {
+                AddressFlags::CLUSTER_IP
+            })
+        })
+    }
+
+    fn put_source_range(&mut self, service: u32, net: IpNet) {
+        assert!(
+            self.services.contains_key(&service),
+            "a range of no service"
+        );
+        assert!(
+            self.source_ranges.insert((service, net)),
+            "a write that changes nothing"
+        );
+        assert!(
+            self.source_ranges.len() <= self.capacity.source_ranges as usize,
+            "SOURCE_RANGES: full"
+        );
     }
 
     fn remove_service(&mut self, id: u32) {
@@ -251,13 +402,29 @@ impl Maps {
             self.frontends.values().all(|it| it.service != id),
             "frontends lose their service"
         );
-        let live = self.backends.iter().filter(|backend| backend.state != 0);
+        let live = self.backends.iter().filter(|backend| is_live(backend));
         assert!(
             live.into_iter().all(|it| it.service != id),
             "backends lose their service"
         );
+        assert!(
+            self.source_ranges.iter().all(|(service, _)| *service != id),
+            "source ranges lose their service"
+        );
         self.held_services.insert(id);
     }
+}
+
+const DETACHED: u8 = BackendState::Detached as u8;
+
+/// Whether an endpoint of a service port that is there has this id.
+fn is_live(backend: &Backend) -> bool {
+    backend.state != 0 && backend.state != DETACHED
+}
+
+/// What stays the same for a backend's life.
+fn identity(it: Backend) -> (Addr, Port, u32, u32) {
+    (it.addr, it.port, it.service, it.generation)
 }
 
 /// The slots that a frontend names; its entry may be damaged.
@@ -281,6 +448,13 @@ impl Target for Maps {
             Write::Frontend { key, value } => self.put_frontend(*key, Some(*value)),
             Write::RemoveFrontend { key } => self.put_frontend(*key, None),
             Write::RemoveService { id } => self.remove_service(*id),
+            Write::Address { addr, flags } => self.put_address(*addr, *flags),
+            Write::RemoveAddress { addr } => self.put_address(*addr, AddressFlags::NONE),
+            Write::SourceRange { service, net } => self.put_source_range(*service, *net),
+            Write::RemoveSourceRange { service, net } => {
+                let was_there = self.source_ranges.remove(&(*service, *net));
+                assert!(was_there, "a source range is removed twice");
+            }
         }
         self.log.push(write.clone());
         if let Some(mut history) = self.history.take() {

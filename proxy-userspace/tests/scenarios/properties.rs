@@ -6,19 +6,21 @@ use beeline::model::{Event, ObjectName, TrafficPolicy};
 use beeline::sync::Capacity;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::subsequence;
-use proxy_common::abi::Family;
+use proptest::sample::{select, subsequence};
+use proxy_common::abi::{Family, FrontendKey};
 
-use super::build::{Build, node, object, service, slice};
+use super::build::{Build, ips, nets, node, object, service, slice};
 use super::cluster::{Cluster, ROOMY};
-use super::maps::{Maps, View};
+use super::maps::{Maps, Seen, View};
 
 /// Room for everything, with little to spare.
 const SNUG: Capacity = Capacity {
-    frontends: 48,
+    frontends: 128,
     slots: 384,
     backends: 384,
     services: 48,
+    addresses: 48,
+    source_ranges: 128,
 };
 const SERVICES: u8 = 4;
 const PORTS: [&str; 4] = ["http:80/TCP", "dns:53/UDP", ":81/TCP", "http:80/SCTP"];
@@ -26,18 +28,48 @@ const MOVED_PORTS: [&str; 4] = ["http:8000/TCP", "dns:53/UDP", ":80/TCP", "http:
 const STATES: [&str; 4] = ["", " terminating", " unready", " leaving"];
 const HINTS: [&str; 4] = ["", " zone=a", " zone=b", " zone=a node=here"];
 
+/// A Service and where its clients find it.
+#[derive(Clone, Debug)]
+struct Place {
+    index: u8,
+    cluster_ips: String,
+    external_ips: String,
+    vips: String,
+    /// Of its first port; the others' follow.
+    node_port: Option<u16>,
+}
+
+/// What is not an address of a Service.
+fn manners() -> impl Strategy<Value = (bool, bool, u8, &'static str)> {
+    let ranges = vec![
+        "",
+        "10.0.0.0/8",
+        "10.0.0.0/8 fd00::/8 192.0.2.0/24",
+        "fd00::/8",
+        "192.0.2.0/24",
+    ];
+    (any::<bool>(), any::<bool>(), 0_u8..3, select(ranges))
+}
+
 /// Some change of one object.
-fn event(ips: BoxedStrategy<(u8, String)>) -> impl Strategy<Value = Event> {
+fn event(places: BoxedStrategy<Place>) -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => (ips, subsequence(PORTS.to_vec(), 0..4), any::<bool>(), any::<bool>(), 0_u8..3)
-            .prop_map(|((index, ips), ports, is_moved, is_local, affinity)| {
+        6 => (places, subsequence(PORTS.to_vec(), 0..4), any::<bool>(), manners())
+            .prop_map(|(place, ports, is_moved, (is_local, is_external_local, affinity, ranges))| {
                 let moved = MOVED_PORTS.map(|port| port.to_owned());
                 let kept = ports.iter().map(|port| (*port).to_owned()).collect::<Vec<_>>();
                 let ports = if is_moved { moved[..kept.len()].to_vec() } else { kept };
-                let mut service = service(&name(index), &ips).ports(&ports.join(" "));
+                let service = service(&name(place.index), &place.cluster_ips);
+                let mut service = service.ports(&ports.join(" "));
                 service.affinity_seconds = (affinity > 0).then_some(u32::from(affinity));
-                if is_local {
-                    service.internal_policy = TrafficPolicy::Local;
+                let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                service.internal_policy = policy(is_local);
+                service.external_policy = policy(is_external_local);
+                service.external_ips = ips(&place.external_ips);
+                service.load_balancer_ips = ips(&place.vips);
+                service.source_ranges = nets(ranges);
+                for (port, number) in service.ports.iter_mut().zip(0..) {
+                    port.node_port = place.node_port.map(|first| first + number);
                 }
                 service.event()
             }),
@@ -60,7 +92,9 @@ fn event(ips: BoxedStrategy<(u8, String)>) -> impl Strategy<Value = Event> {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             Event::SliceGone(object(&format!("ns/slice-{index}-{part}-{family}")))
         }),
-        1 => prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))].prop_map(node),
+        1 => (select(vec![None, Some("a"), Some("b")]), subsequence(vec!["10.9.9.9", "fd00::9"], 0..=2))
+            .prop_map(|(zone, addresses)| node(zone, &addresses)),
+        1 => select(vec!["", "10.96.0.0/16"]).prop_map(|text| Event::ServiceCidrs(nets(text))),
     ]
 }
 
@@ -77,34 +111,104 @@ fn endpoint() -> impl Strategy<Value = String> {
 }
 
 /// A Service with addresses of its own.
-fn own_ips() -> BoxedStrategy<(u8, String)> {
-    let ips = |index: u8, choice: u8| match choice {
+fn own_places() -> BoxedStrategy<Place> {
+    let cluster_ips = |index: u8, choice: u8| match choice {
         0 => format!("10.96.0.{index}"),
         1 => format!("10.96.1.{index} fd00:96::{index}"),
         2 => format!("fd00:96::{index}"),
         _ => format!("fd00:96::{index} 10.96.0.{index}"),
     };
-    (0..SERVICES, 0_u8..4)
-        .prop_map(move |(index, choice)| (index, ips(index, choice)))
-        .boxed()
-}
-
-/// A Service at addresses that others want, too.
-fn shared_ips() -> BoxedStrategy<(u8, String)> {
-    let ips = subsequence(vec!["10.96.0.1", "fd00:96::1"], 1..=2);
-    (0..SERVICES, ips, 1_u8..4)
-        .prop_map(|(index, ips, last)| {
-            let ips: Vec<_> = ips
-                .iter()
-                .map(|ip| format!("{}{last}", &ip[..ip.len() - 1]))
-                .collect();
-            (index, ips.join(" "))
+    // An external IP may be a VIP as well.
+    let external_ips = subsequence(vec!["192.0.2.", "192.0.3.", "fd00:e::"], 0..=2);
+    let vips = subsequence(vec!["192.0.2.", "198.51.100.", "fd00:f::"], 0..=2);
+    let place = (0..SERVICES, 0_u8..4, external_ips, vips, any::<bool>());
+    place
+        .prop_map(move |(index, choice, external_ips, vips, has_node_ports)| {
+            let all = |nets: Vec<&str>| {
+                let ips: Vec<_> = nets.iter().map(|net| format!("{net}{index}")).collect();
+                ips.join(" ")
+            };
+            Place {
+                index,
+                cluster_ips: cluster_ips(index, choice),
+                external_ips: all(external_ips),
+                vips: all(vips),
+                node_port: has_node_ports.then_some(30_000 + 10 * u16::from(index)),
+            }
         })
         .boxed()
 }
 
-fn batches(ips: BoxedStrategy<(u8, String)>) -> impl Strategy<Value = Vec<Vec<Event>>> {
-    vec(vec(event(ips), 1..6), 1..12)
+/// A Service at addresses that others want, too.
+fn shared_places() -> BoxedStrategy<Place> {
+    let pool = vec![
+        "10.96.0.1",
+        "fd00:96::1",
+        "10.96.0.2",
+        "fd00:96::2",
+        "10.96.0.3",
+    ];
+    let some = move |most| subsequence(pool.clone(), 0..=most);
+    let cluster_ips = (select(vec!["10.96.0.", "fd00:96::"]), 1_u8..4);
+    let node_port = proptest::option::of(30_000_u16..30_004);
+    (0..SERVICES, cluster_ips, some(2), some(2), node_port)
+        .prop_map(
+            |(index, (net, last), external_ips, vips, node_port)| Place {
+                index,
+                cluster_ips: format!("{net}{last}"),
+                external_ips: external_ips.join(" "),
+                vips: vips.join(" "),
+                node_port,
+            },
+        )
+        .boxed()
+}
+
+fn batches(places: BoxedStrategy<Place>) -> impl Strategy<Value = Vec<Vec<Event>>> {
+    vec(vec(event(places), 1..6), 1..12)
+}
+
+/// What else happens to a daemon.
+#[derive(Clone, Debug)]
+enum Incident {
+    Nothing,
+    Restart,
+    /// The node has other addresses, some of them its Services'.
+    Addresses(Vec<&'static str>),
+    /// Somebody has looked at the flows.
+    Release(BTreeSet<u32>),
+}
+
+fn incident() -> impl Strategy<Value = Incident> {
+    let addresses = vec![
+        "10.9.9.9",
+        "-fd00::9",
+        "192.0.2.1",
+        "-10.96.0.1",
+        "fd00:e::2",
+    ];
+    prop_oneof![
+        3 => Just(Incident::Nothing),
+        1 => Just(Incident::Restart),
+        2 => subsequence(addresses, 0..=5).prop_map(Incident::Addresses),
+        1 => vec(0_u32..32, 0..16).prop_map(|ids| Incident::Release(ids.into_iter().collect())),
+    ]
+}
+
+fn happen(cluster: &mut Cluster, incident: Incident) {
+    match incident {
+        Incident::Nothing => {}
+        Incident::Restart => assert_eq!(cluster.restart(), 0),
+        Incident::Addresses(addresses) => {
+            cluster.set_own(&addresses);
+        }
+        Incident::Release(in_use) => {
+            let waiting = cluster.sync.detached();
+            cluster.sync.release_detached(&in_use, &mut cluster.maps);
+            let left: BTreeSet<_> = waiting.intersection(&in_use).copied().collect();
+            assert_eq!(cluster.sync.detached(), left);
+        }
+    }
 }
 
 /// Brings a batch into force and checks what packets see after every single write: for each
@@ -114,12 +218,13 @@ fn apply_watched(cluster: &mut Cluster, batch: Vec<Event>) -> Vec<Maps> {
     cluster.maps.history = Some(vec![]);
     cluster.apply(batch);
     let history = cluster.maps.history.take().unwrap();
-    assert_only(&history, &[&before, &cluster.desired()]);
+    let desired = cluster.desired();
+    assert_only(&history, [&before, &desired], &desired);
     history
 }
 
 /// Nobody ever sees anything but one of these views, frontend by frontend.
-fn assert_only(history: &[Maps], allowed: &[&View]) {
+fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &View) {
     for (step, maps) in history.iter().enumerate() {
         let view = maps.view();
         let keys = allowed
@@ -128,7 +233,8 @@ fn assert_only(history: &[Maps], allowed: &[&View]) {
             .chain(view.keys());
         for key in keys {
             let seen = view.get(key);
-            let may = allowed.iter().any(|allowed| allowed.get(key) == seen);
+            let may = allowed.iter().any(|allowed| allowed.get(key) == seen)
+                || seen.is_some_and(|it| is_between(key, it, allowed, desired));
             assert!(
                 may,
                 "after write {step}, {:?}: {seen:?} at {key:?}",
@@ -138,6 +244,26 @@ fn assert_only(history: &[Maps], allowed: &[&View]) {
     }
 }
 
+/// Whether this is as in one of these views but for source ranges: new ones come before, and old
+/// ones go after the change.
+fn is_between(key: &FrontendKey, seen: &Seen, allowed: [&View; 2], desired: &View) -> bool {
+    let views = allowed.into_iter().chain([desired]);
+    let of_service = views.flat_map(|view| view.values());
+    let all: BTreeSet<_> = of_service
+        .filter(|it| it.service == seen.service)
+        .flat_map(|it| &it.ranges)
+        .collect();
+    allowed
+        .iter()
+        .filter_map(|view| view.get(key))
+        .any(|allowed| {
+            let is_wider = seen.ranges.is_superset(&allowed.ranges);
+            let mut same = seen.clone();
+            same.ranges.clone_from(&allowed.ranges);
+            is_wider && seen.ranges.iter().all(|net| all.contains(net)) && same == *allowed
+        })
+}
+
 /// A tenth of the next writes fails.
 fn faults() -> impl Strategy<Value = Vec<bool>> {
     vec(prop::bool::weighted(0.1), 400)
@@ -145,18 +271,20 @@ fn faults() -> impl Strategy<Value = Vec<bool>> {
 
 proptest! {
     #[test]
-    fn any_history_ends_as_its_last_state_alone(batches in batches(own_ips())) {
+    fn any_history_ends_as_its_last_state_alone(
+        batches in batches(own_places()), incidents in vec(incident(), 12)
+    ) {
         let mut cluster = Cluster::new(ROOMY);
-        for batch in batches {
+        for (batch, incident) in batches.into_iter().zip(incidents) {
             apply_watched(&mut cluster, batch);
-            prop_assert_eq!(cluster.maps.view(), cluster.desired());
-            prop_assert_eq!(cluster.sync.problems(), []);
+            happen(&mut cluster, incident);
+            cluster.assert_settled();
         }
         cluster.empty_and_fill();
     }
 
     #[test]
-    fn what_comes_again_costs_no_writes(batches in batches(shared_ips())) {
+    fn what_comes_again_costs_no_writes(batches in batches(shared_places())) {
         let mut cluster = Cluster::new(ROOMY);
         for batch in batches {
             cluster.apply(batch.clone());
@@ -167,7 +295,7 @@ proptest! {
 
     #[test]
     fn failing_writes_end_right_after_retries(
-        batches in batches(own_ips()), faults in faults(), retries in 0_usize..3
+        batches in batches(own_places()), faults in faults(), retries in 0_usize..3
     ) {
         let mut cluster = Cluster::new(SNUG);
         cluster.maps.faults = faults;
@@ -183,14 +311,14 @@ proptest! {
         }
         cluster.maps.faults = vec![];
         prop_assert_eq!(cluster.retry().n_pending, 0);
-        prop_assert_eq!(cluster.maps.view(), cluster.desired());
+        cluster.assert_settled();
         cluster.empty_and_fill();
     }
 
     /// In a crowd each frontend belongs to one claimant, who keeps it as long as it wants it, and
     /// moves from hand to hand without a gap.
     #[test]
-    fn frontends_that_several_claim_have_one_owner(batches in batches(shared_ips())) {
+    fn frontends_that_several_claim_have_one_owner(batches in batches(shared_places())) {
         let mut cluster = Cluster::new(ROOMY);
         for batch in batches {
             let before = cluster.maps.view();
@@ -198,7 +326,7 @@ proptest! {
             cluster.apply(batch);
             let after = cluster.maps.view();
             let history = cluster.maps.history.take().unwrap();
-            assert_only(&history, &[&before, &after]);
+            assert_only(&history, [&before, &after], &cluster.desired());
             assert_owners(&cluster, &before, &after);
         }
         cluster.empty_and_fill();
@@ -207,7 +335,7 @@ proptest! {
     /// Whatever does not fit stays as some earlier version of it was, as a whole.
     #[test]
     fn too_small_maps_hold_whole_versions(
-        batches in batches(own_ips()), capacity in small_capacity()
+        batches in batches(own_places()), capacity in small_capacity()
     ) {
         let mut cluster = Cluster::new(capacity);
         let mut versions: BTreeMap<ObjectName, Vec<View>> = BTreeMap::new();
@@ -238,7 +366,7 @@ proptest! {
 
     /// Every prefix of every list of writes is a crash.
     #[test]
-    fn a_crash_after_any_write_is_repaired_by_the_next_pass(batches in batches(own_ips())) {
+    fn a_crash_after_any_write_is_repaired_by_the_next_pass(batches in batches(own_places())) {
         let mut cluster = Cluster::new(SNUG);
         for batch in batches {
             for crashed in apply_watched(&mut cluster, batch) {
@@ -247,7 +375,8 @@ proptest! {
                 cluster.maps.history = Some(vec![]);
                 cluster.restart();
                 let history = cluster.maps.history.take().unwrap();
-                assert_only(&history, &[&before, &cluster.desired()]);
+                let desired = cluster.desired();
+    assert_only(&history, [&before, &desired], &desired);
                 prop_assert_eq!(cluster.maps.view(), cluster.desired());
                 prop_assert_eq!(cluster.restart(), 0);
                 cluster.maps = survivor;
@@ -258,12 +387,22 @@ proptest! {
 }
 
 fn small_capacity() -> impl Strategy<Value = Capacity> {
-    (1_u32..12, 1_u32..40, 1_u32..30, 1_u32..12).prop_map(
-        |(frontends, slots, backends, services)| Capacity {
+    let sizes = (
+        1_u32..12,
+        1_u32..40,
+        1_u32..30,
+        1_u32..12,
+        1_u32..8,
+        1_u32..8,
+    );
+    sizes.prop_map(
+        |(frontends, slots, backends, services, addresses, source_ranges)| Capacity {
             frontends,
             slots,
             backends,
             services,
+            addresses,
+            source_ranges,
         },
     )
 }

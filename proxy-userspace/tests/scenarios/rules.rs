@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use beeline::desired::{DesiredBackend, DesiredPort, compile};
+use beeline::desired::{DesiredBackend, DesiredFrontend, DesiredPort, compile};
 use beeline::model::{EndpointSlice, Service, TrafficPolicy};
-use proxy_common::abi::{BackendState, Family, FrontendFlags, Protocol};
+use proxy_common::abi::{BackendFlags, BackendState, Family, FrontendFlags, Protocol};
 
 use super::build::{self, Build, facts};
 
@@ -251,11 +251,8 @@ fn r34_r71_what_is_neither_ready_nor_serving_its_end_is_never_used() {
         ["10.0.0.1:8080", "10.0.0.2:8080"],
         "they keep their flows"
     );
-    assert!(
-        port.backends
-            .iter()
-            .all(|backend| backend.state == BackendState::NotReady)
-    );
+    let states: Vec<_> = port.backends.iter().map(|it| it.state).collect();
+    assert_eq!(states, [BackendState::NotReady, BackendState::NotServing]);
 }
 
 #[test]
@@ -359,6 +356,162 @@ fn r49_an_endpoint_may_have_several_hints() {
 }
 
 #[test]
+fn r45_without_the_gate_only_zones_count() {
+    let endpoints = ["10.0.0.1 node=here zone=b", "10.0.0.2 node=there zone=a"];
+    let service = service(&["10.96.0.1"]);
+    let mut facts = facts(Some("a"));
+    facts.same_node_hints = false;
+    let ports = compile(&service, &[slice(Family::Ipv4, &endpoints)], &facts);
+    assert_sets(&ports[0], &[], &["10.0.0.2"]);
+}
+
+#[test]
+fn r141_r143_who_does_not_serve_matters_only_if_another_does() {
+    use BackendState::{Active, NotReady, NotServing, Terminating};
+    for (endpoints, states) in [
+        (
+            ["unready unserving", "unready unserving"],
+            [NotReady, NotReady],
+        ),
+        (["unready unserving", "unready"], [NotServing, NotReady]),
+        (
+            ["unready unserving", "terminating"],
+            [NotServing, Terminating],
+        ),
+        (["terminating unserving", "leaving"], [NotServing, Active]),
+        (
+            ["terminating unserving", "unready unserving"],
+            [NotReady, NotReady],
+        ),
+        // It gets new flows, so nothing is gained by moving those that it has.
+        (["leaving unserving", "leaving"], [Active, Active]),
+    ] {
+        let lines = [
+            format!("10.0.0.1 {}", endpoints[0]),
+            format!("10.0.0.2 {}", endpoints[1]),
+        ];
+        let mut backends = compile_in(None, &lines.each_ref().map(String::as_str)).backends;
+        backends.sort_by_key(|backend| backend.addr);
+        let found: Vec<_> = backends.iter().map(|it| it.state).collect();
+        assert_eq!(found, states, "{endpoints:?}");
+    }
+}
+
+/// The frontends of the first port, `address:port flags`, NodePorts at the unspecified address.
+fn frontends(service: &Service, endpoints: &[&str]) -> Vec<String> {
+    let ports = compile(service, &[slice(Family::Ipv4, endpoints)], &facts(None));
+    let line = |frontend: &DesiredFrontend| {
+        let names = [
+            (FrontendFlags::EXTERNAL, " external"),
+            (FrontendFlags::LOCAL_ONLY, " local"),
+            (FrontendFlags::REJECT, " reject"),
+            (FrontendFlags::SOURCE_RANGES, " ranges"),
+        ];
+        let set = names
+            .iter()
+            .filter(|(flag, _)| frontend.flags.contains(*flag));
+        let flags: String = set.map(|(_, name)| *name).collect();
+        format!("{}:{}{flags}", frontend.key.addr, frontend.key.port)
+    };
+    ports[0].frontends.iter().map(line).collect()
+}
+
+#[test]
+fn r52_r53_r65_each_frontend_has_the_policy_of_its_kind() {
+    let mut service = service(&["10.96.0.1"]);
+    service.ports[0].node_port = Some(30080);
+    service.external_ips = build::ips("192.0.2.1");
+    service.load_balancer_ips = build::ips("192.0.2.2");
+    for (internal, external, cluster_ip, outside) in [
+        (TrafficPolicy::Cluster, TrafficPolicy::Cluster, "", ""),
+        (TrafficPolicy::Local, TrafficPolicy::Cluster, " local", ""),
+        (TrafficPolicy::Cluster, TrafficPolicy::Local, "", " local"),
+    ] {
+        (service.internal_policy, service.external_policy) = (internal, external);
+        for (endpoint, fate) in [("10.0.0.1@there", ""), ("10.0.0.1@here unready", " reject")] {
+            let expected = [
+                format!("10.96.0.1:80{cluster_ip}{fate}"),
+                format!("192.0.2.2:80 external{outside}{fate}"),
+                format!("192.0.2.1:80 external{outside}{fate}"),
+                format!("0.0.0.0:30080 external{outside}{fate}"),
+            ];
+            assert_eq!(frontends(&service, &[endpoint]), expected);
+        }
+    }
+}
+
+#[test]
+fn an_address_in_several_roles_is_a_cluster_ip_before_a_vip_before_an_external_ip() {
+    let mut service = service(&["10.96.0.1"]);
+    service.external_ips = build::ips("192.0.2.1 192.0.2.1 10.96.0.1 192.0.2.2");
+    service.load_balancer_ips = build::ips("10.96.0.1 192.0.2.2 192.0.2.2");
+    service.source_ranges = build::nets("10.0.0.0/8");
+    assert_eq!(
+        frontends(&service, &["10.0.0.1"]),
+        [
+            "10.96.0.1:80",
+            "192.0.2.2:80 external ranges",
+            "192.0.2.1:80 external"
+        ]
+    );
+}
+
+#[test]
+fn r6_r152_r153_a_family_without_cluster_ip_has_nothing_from_outside() {
+    let mut service = service(&["10.96.0.1"]);
+    service.ports[0].node_port = Some(30080);
+    service.external_ips = build::ips("2001:db8::1");
+    service.load_balancer_ips = build::ips("2001:db8::2");
+    service.source_ranges = build::nets("2001:db8::/32");
+    assert_eq!(
+        frontends(&service, &["10.0.0.1"]),
+        ["10.96.0.1:80", "0.0.0.0:30080 external"]
+    );
+    service.cluster_ips = build::ips("fd00:96::1");
+    assert_eq!(
+        frontends(&service, &[]),
+        [
+            "fd00:96::1:80 reject",
+            "2001:db8::2:80 external reject ranges",
+            "2001:db8::1:80 external reject",
+            ":::30080 external reject",
+        ]
+    );
+}
+
+#[test]
+fn r102_r105_source_ranges_are_of_the_family_and_only_for_vips() {
+    let mut service = service(&["10.96.0.1", "fd00:96::1"]);
+    let mut facts = facts(None);
+    facts.primary = build::ips("192.0.2.9 2001:db8::9");
+    let ranges = |service: &Service| {
+        let ports = compile(service, &[], &facts);
+        let text = |port: &DesiredPort| {
+            let ranges = port.source_ranges.iter().map(ToString::to_string);
+            ranges.collect::<Vec<_>>().join(" ")
+        };
+        ports.iter().map(text).collect::<Vec<_>>()
+    };
+    service.source_ranges = build::nets("203.0.113.7/24 192.0.2.0/28 192.0.2.0/28");
+    assert_eq!(ranges(&service), ["", ""]);
+    service.load_balancer_ips = build::ips("198.51.100.1 2001:db8::1");
+    assert_eq!(
+        ranges(&service),
+        ["192.0.2.0/28 198.51.100.1/32 203.0.113.0/24", ""]
+    );
+    service.source_ranges = build::nets("203.0.113.0/24 fd00::/8");
+    assert_eq!(ranges(&service), ["203.0.113.0/24", "fd00::/8"]);
+    service.source_ranges = build::nets("0.0.0.0/0 2001:db8::9/128");
+    assert_eq!(
+        ranges(&service),
+        [
+            "0.0.0.0/0 198.51.100.1/32",
+            "2001:db8::1/128 2001:db8::9/128"
+        ]
+    );
+}
+
+#[test]
 fn both_sets_are_contiguous_in_one_block() {
     let port = compile_in(
         Some("a"),
@@ -379,6 +532,15 @@ fn both_sets_are_contiguous_in_one_block() {
         (2, 1, 2)
     );
     assert_eq!(port.n_slots(), 3);
+    let (local, cluster, here) = (
+        BackendFlags::IN_LOCAL_SET,
+        BackendFlags::IN_CLUSTER_SET,
+        BackendFlags::IS_LOCAL,
+    );
+    let flags: Vec<_> = (0..5).map(|index| port.backend_flags(index)).collect();
+    let both = here.union(local).union(cluster);
+    let none = BackendFlags::NONE;
+    assert_eq!(flags, [here.union(local), both, cluster, none, none]);
 }
 
 #[test]

@@ -2,24 +2,28 @@
 //!
 //! A file is a list of sections, each under a line `-- word --`; `#` begins a comment line.
 //! - `apply`: objects, all changed at once:
-//!   `service namespace/name ips=10.96.0.1,fd00::1 http:80/TCP [local-only] [affinity=60]`;
+//!   `service namespace/name ips=10.96.0.1,fd00::1 http:80/TCP[@30080] [local-only] [affinity=60]
+//!   [external=192.0.2.1] [vip=192.0.2.2] [from=10.0.0.0/8] [external-local]`;
 //!   `slice namespace/name of namespace/service IPv4 http:8080/TCP`, then its endpoints, one an
-//!   indented line, as [`endpoint`] has them; `node zone=a` or `node`.
+//!   indented line, as [`endpoint`] has them; `node [zone=a [10.0.0.1]]`.
 //! - `delete`: objects that go, all at once: `service namespace/name`, `slice namespace/name`.
 //! - `dump`: what [`beeline::sync::dump`] must say now.
+//! - `own`: the node's addresses, one a line: `192.0.2.1` accepts NodePorts, `-192.0.2.1` does not.
+//! - `addresses`: what `ADDRESSES` must say now, ordered by address.
 //! - `problems`: what must be in trouble now, `subject: message`.
 //!
 //! Every file is played in several ways that must all come to the same. After the last section
 //! everything is deleted, and the maps must be empty.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use beeline::model::{Event, TrafficPolicy};
 use beeline::sync::dump;
-use proxy_common::abi::Family;
+use proxy_common::abi::{Addr, AddressFlags, Family};
 
-use super::build::{Build, endpoint, node, object, service, slice};
+use super::build::{Build, endpoint, ips, nets, node, object, service, slice};
 use super::cluster::{Cluster, ROOMY};
 
 struct Section {
@@ -100,6 +104,11 @@ fn play(sections: &[Section], way: Way, file: &str) {
                 let expected = section.lines.join("\n");
                 assert_eq!(actual.trim_end(), expected, "{place}:\n{actual}");
             }
+            "own" => {
+                let addresses: Vec<_> = section.lines.iter().map(String::as_str).collect();
+                cluster.set_own(&addresses);
+            }
+            "addresses" => assert_eq!(addresses(&cluster), section.lines, "{place}"),
             "problems" => assert_eq!(problems(&cluster), section.lines, "{place}"),
             other => panic!("{place}: no such section: {other}"),
         }
@@ -110,11 +119,28 @@ fn play(sections: &[Section], way: Way, file: &str) {
         .map(Event::ServiceGone)
         .collect();
     bring_in(&mut cluster, all, way);
+    cluster.set_own(&[]);
     assert!(
         cluster.maps.is_empty(),
         "{file}, {way:?}: {}",
         dump(&cluster.maps.contents())
     );
+}
+
+fn addresses(cluster: &Cluster) -> Vec<String> {
+    let kinds = [
+        (AddressFlags::CLUSTER_IP, " cluster-ip"),
+        (AddressFlags::EXTERNAL, " external"),
+        (AddressFlags::NODE, " node"),
+        (AddressFlags::NODE_PORTS, " node-ports"),
+    ];
+    let mut addresses = cluster.maps.contents().addresses;
+    addresses.sort_by_key(|(addr, _)| IpAddr::from(*addr));
+    let line = |(addr, flags): &(Addr, AddressFlags)| {
+        let words = kinds.iter().filter(|(kind, _)| flags.contains(*kind));
+        addr.to_string() + &words.map(|(_, word)| *word).collect::<String>()
+    };
+    addresses.iter().map(line).collect()
 }
 
 fn problems(cluster: &Cluster) -> Vec<String> {
@@ -153,6 +179,7 @@ fn bring_in(cluster: &mut Cluster, mut events: Vec<Event>, way: Way) {
             cluster.maps.faults.clear();
         }
     }
+    cluster.retry();
 }
 
 fn objects(lines: &[String]) -> Vec<Event> {
@@ -173,8 +200,10 @@ fn objects(lines: &[String]) -> Vec<Event> {
                     .ports(&ports.join(" "))
                     .event()
             }
-            ["node"] => node(None),
-            ["node", zone] => node(Some(zone.strip_prefix("zone=").unwrap())),
+            ["node"] => node(None, &[]),
+            ["node", zone, ref addresses @ ..] => {
+                node(Some(zone.strip_prefix("zone=").unwrap()), addresses)
+            }
             _ => panic!("no such object: {line}"),
         });
     }
@@ -186,12 +215,14 @@ fn parse_service(name: &str, words: &[&str]) -> Event {
     for word in words {
         match (*word, word.split_once('=')) {
             ("local-only", _) => service.internal_policy = TrafficPolicy::Local,
+            ("external-local", _) => service.external_policy = TrafficPolicy::Local,
+            (_, Some(("external", list))) => service.external_ips = ips(&list.replace(',', " ")),
+            (_, Some(("vip", list))) => service.load_balancer_ips = ips(&list.replace(',', " ")),
+            (_, Some(("from", list))) => service.source_ranges = nets(&list.replace(',', " ")),
             (_, Some(("affinity", seconds))) => {
                 service.affinity_seconds = Some(seconds.parse().unwrap());
             }
-            (_, Some(("ips", ips))) => {
-                service.cluster_ips = ips.split(',').map(|ip| ip.parse().unwrap()).collect();
-            }
+            (_, Some(("ips", list))) => service.cluster_ips = ips(&list.replace(',', " ")),
             (ports, _) => service = service.ports(ports),
         }
     }

@@ -1,10 +1,15 @@
 //! Which writes are made, when room is short, and what is said about it.
 
-use beeline::model::{EndpointSlice, Event, Service};
-use beeline::sync::{Capacity, Contents, Sync, Write, dump};
-use proxy_common::abi::{BackendState, Family, Port, ServiceName};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-use super::build::{Build, object, service, slice};
+use beeline::model::{EndpointSlice, Event, Service, TrafficPolicy};
+use beeline::sync::{Capacity, Contents, Sync, Write, dump};
+use proxy_common::abi::{
+    Addr, AddressFlags, Backend, BackendFlags, BackendState, Family, Port, ServiceName,
+};
+
+use super::build::{Build, ips, nets, object, service, slice};
 use super::cluster::{Cluster, ROOMY};
 use super::maps::Maps;
 
@@ -23,7 +28,7 @@ fn running(capacity: Capacity, endpoints: &[&str]) -> Cluster {
     cluster
 }
 
-/// The last part of each write's name, `Gone` for the end of a backend.
+/// The last part of each write's name, `Gone` or `Detached` for the end of a backend.
 fn kinds(maps: &Maps) -> Vec<&'static str> {
     maps.log.iter().map(kind).collect()
 }
@@ -32,11 +37,18 @@ fn kind(write: &Write) -> &'static str {
     match write {
         Write::Service { .. } => "Service",
         Write::Backend { backend, .. } if backend.state == BackendState::Gone as u8 => "Gone",
+        Write::Backend { backend, .. } if backend.state == BackendState::Detached as u8 => {
+            "Detached"
+        }
         Write::Backend { .. } => "Backend",
         Write::Slots { .. } => "Slots",
         Write::Frontend { .. } => "Frontend",
         Write::RemoveFrontend { .. } => "RemoveFrontend",
         Write::RemoveService { .. } => "RemoveService",
+        Write::Address { .. } => "Address",
+        Write::RemoveAddress { .. } => "RemoveAddress",
+        Write::SourceRange { .. } => "SourceRange",
+        Write::RemoveSourceRange { .. } => "RemoveSourceRange",
     }
 }
 
@@ -46,7 +58,9 @@ fn the_new_is_written_before_it_is_reachable_and_the_old_removed_after() {
     cluster.apply([web().event(), web_slice(&["10.0.0.1", "10.0.0.2"]).event()]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["Service", "Backend", "Backend", "Slots", "Frontend"]
+        [
+            "Service", "Backend", "Backend", "Slots", "Address", "Frontend"
+        ]
     );
     cluster.maps.log.clear();
     cluster.apply([web_slice(&["10.0.0.2", "10.0.0.3"]).event()]);
@@ -58,7 +72,13 @@ fn the_new_is_written_before_it_is_reachable_and_the_old_removed_after() {
     cluster.apply([Event::ServiceGone(object("shop/web"))]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["RemoveFrontend", "Gone", "Gone", "RemoveService"]
+        [
+            "RemoveFrontend",
+            "Detached",
+            "Detached",
+            "RemoveService",
+            "RemoveAddress"
+        ]
     );
 }
 
@@ -75,7 +95,7 @@ fn a_change_of_state_alone_writes_the_backend_alone() {
 fn properties_of_a_frontend_alone_write_the_frontend_alone() {
     let mut cluster = running(ROOMY, &["10.0.0.1"]);
     let mut changed = web();
-    changed.affinity_seconds = Some(60);
+    changed.internal_policy = TrafficPolicy::Local;
     cluster.apply([changed.event()]);
     assert_eq!(kinds(&cluster.maps), ["Frontend"]);
 }
@@ -87,7 +107,7 @@ fn r162_a_cluster_ip_changes_hands_by_one_write() {
     cluster.apply([Event::ServiceGone(object("shop/web")), heir.event()]);
     assert_eq!(
         kinds(&cluster.maps),
-        ["Service", "Frontend", "Gone", "RemoveService"]
+        ["Service", "Frontend", "Detached", "RemoveService"]
     );
 }
 
@@ -113,6 +133,266 @@ fn an_endpoint_that_returns_has_a_new_id_or_generation() {
         lives.push(life(&cluster));
     }
     assert_eq!(lives, [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
+}
+
+/// The entry of the endpoint at this address in its latest life.
+fn backend(cluster: &Cluster, ip: &str) -> Backend {
+    let addr = ip.parse::<IpAddr>().unwrap().into();
+    let backends = cluster.maps.contents().backends;
+    let own = backends.into_iter().filter(|it| it.addr == addr);
+    own.max_by_key(|it| it.generation).unwrap()
+}
+
+fn with_affinity(seconds: Option<u32>) -> Event {
+    let mut service = web();
+    service.affinity_seconds = seconds;
+    service.event()
+}
+
+/// What affinity goes by changes with these and no other changes (rules R114, R116).
+#[test]
+fn joined_grows_where_affinity_forgets() {
+    let one = || web_slice(&["10.0.0.1@here"]).event();
+    let other_unready = || web_slice(&["10.0.0.1@here", "10.0.0.2 unready"]).event();
+    let left = || web_slice(&["10.0.0.1@here unready", "10.0.0.2"]).event();
+    let local_only = || web_slice(&["10.0.0.1@here terminating", "10.0.0.2"]).event();
+    let steps: [(&str, Event, u32); 14] = [
+        ("it comes", one(), 0),
+        ("affinity begins", with_affinity(Some(60)), 1),
+        ("affinity lasts longer", with_affinity(Some(90)), 0),
+        ("another comes", other_unready(), 0),
+        ("it leaves both sets and returns", left(), 0),
+        ("it has returned", one(), 1),
+        ("it stays in the local set", local_only(), 0),
+        ("it is in both again", one(), 0),
+        ("affinity ends", with_affinity(None), 0),
+        ("affinity begins again", with_affinity(Some(90)), 1),
+        ("it is removed", web_slice(&[]).event(), 0),
+        ("nothing", web_slice(&[]).event(), 0),
+        ("it has a new life with a new id", one(), 0),
+        ("nothing again", one(), 0),
+    ];
+    let mut cluster = Cluster::new(ROOMY);
+    cluster.apply([web().event(), one()]);
+    for (what, event, growth) in steps {
+        let before = backend(&cluster, "10.0.0.1");
+        cluster.apply([event]);
+        let writes = cluster.maps.log.len();
+        assert_eq!(cluster.restart(), 0, "{what}");
+        assert_eq!(cluster.maps.log.len(), writes);
+        let after = backend(&cluster, "10.0.0.1");
+        if before.generation == after.generation {
+            assert_eq!(after.joined, before.joined + growth, "{what}");
+        }
+    }
+}
+
+#[test]
+fn r147_backends_of_a_deleted_service_go_on_until_no_flow_uses_them() {
+    let mut cluster = running(ROOMY, &["10.0.0.1@here", "10.0.0.2"]);
+    let before = backend(&cluster, "10.0.0.1");
+    cluster.apply([Event::ServiceGone(object("shop/web"))]);
+    let detached = Backend {
+        state: BackendState::Detached as u8,
+        flags: BackendFlags::IS_LOCAL,
+        ..before
+    };
+    assert_eq!(backend(&cluster, "10.0.0.1"), detached);
+    assert_eq!(cluster.sync.detached(), BTreeSet::from([0, 1]));
+    // It comes back: the old ones stay what they are, and so they do across a restart.
+    cluster.apply([web().event()]);
+    assert_eq!(cluster.restart(), 0);
+    let ids = |cluster: &Cluster| {
+        let services = cluster.maps.contents().services;
+        services.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&cluster), [1]);
+    let in_use = BTreeSet::from([0, 7]);
+    let report = cluster.sync.release_detached(&in_use, &mut cluster.maps);
+    assert_eq!((report.n_writes, report.n_pending), (1, 0));
+    assert_eq!(cluster.sync.detached(), BTreeSet::from([0]));
+    cluster
+        .sync
+        .release_detached(&BTreeSet::new(), &mut cluster.maps);
+    let gone = backend(&cluster, "10.0.0.1");
+    assert_eq!((gone.state, gone.generation), (0, before.generation + 1));
+    cluster.empty_and_fill();
+}
+
+#[test]
+fn a_release_that_fails_is_tried_again() {
+    let mut cluster = running(ROOMY, &["10.0.0.1", "10.0.0.2"]);
+    cluster.apply([Event::ServiceGone(object("shop/web"))]);
+    cluster.maps.faults = vec![true];
+    let none = BTreeSet::new();
+    assert_eq!(
+        cluster
+            .sync
+            .release_detached(&none, &mut cluster.maps)
+            .n_writes,
+        1
+    );
+    assert_eq!(
+        cluster
+            .sync
+            .release_detached(&none, &mut cluster.maps)
+            .n_writes,
+        1
+    );
+    assert!(!cluster.sync.has_detached());
+}
+
+/// Deletes `shop/old` and then `shop/web`, which have two backends each, and adds a Service with
+/// these endpoints.
+fn after_two(capacity: Capacity, endpoints: &[&str]) -> Cluster {
+    let mut cluster = running(capacity, &["10.0.0.3", "10.0.0.4"]);
+    let old = service("shop/old", "10.96.0.2").ports("http:80/TCP");
+    let old_slice = slice(
+        "shop/old-1",
+        "shop/old",
+        Family::Ipv4,
+        &["10.0.0.1", "10.0.0.2"],
+    );
+    cluster.apply([old.event(), old_slice.ports("http:80/TCP").event()]);
+    for name in ["shop/old", "shop/web"] {
+        cluster.apply([Event::ServiceGone(object(name))]);
+    }
+    let new = service("shop/new", "10.96.0.3").ports("http:80/TCP");
+    let new_slice = slice("shop/new-1", "shop/new", Family::Ipv4, endpoints);
+    cluster.apply([new.event(), new_slice.ports("http:80/TCP").event()]);
+    cluster
+}
+
+#[test]
+fn if_ids_run_out_those_that_wait_longest_go_first() {
+    let states = |cluster: &Cluster| {
+        let ips = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+        ips.map(|ip| backend(cluster, ip).state)
+    };
+    let detached = BackendState::Detached as u8;
+    let capacity = Capacity {
+        backends: 5,
+        ..ROOMY
+    };
+    let cluster = after_two(capacity, &["10.0.0.7"]);
+    assert_eq!(states(&cluster), [detached; 4]);
+    let cluster = after_two(capacity, &["10.0.0.7", "10.0.0.8"]);
+    assert_eq!(cluster.sync.problems(), []);
+    assert_eq!(cluster.sync.detached().len(), 3);
+    let mut cluster = after_two(capacity, &["10.0.0.5", "10.0.0.6", "10.0.0.7"]);
+    assert_eq!(cluster.maps.view(), cluster.desired());
+    assert_eq!(cluster.sync.detached(), BTreeSet::from([0, 1]));
+    cluster.empty_and_fill();
+    // Nothing is given up for what does not fit in any case.
+    let ips: Vec<_> = (1..7).map(|last| format!("10.0.1.{last}")).collect();
+    let ips: Vec<_> = ips.iter().map(String::as_str).collect();
+    let cluster = after_two(capacity, &ips);
+    assert_eq!(states(&cluster), [detached; 4]);
+    assert_problem(
+        &cluster,
+        "shop/new",
+        "map BACKENDS is full: 6 more entries needed, 1 free; raise --max-backends",
+    );
+    // An id of a service port is free when the last backend is that names it.
+    let capacity = Capacity {
+        services: 2,
+        ..ROOMY
+    };
+    let cluster = after_two(capacity, &["10.0.0.9"]);
+    assert_eq!(cluster.sync.problems(), []);
+    assert_eq!(states(&cluster), [0, 0, detached, detached]);
+}
+
+fn guarded(ranges: &str) -> Event {
+    let mut service = web();
+    service.load_balancer_ips = ips("192.0.2.1");
+    service.source_ranges = nets(ranges);
+    service.event()
+}
+
+#[test]
+fn r104_nobody_is_let_in_or_shut_out_in_between() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let steps = [
+        ("10.0.0.0/8", &["SourceRange", "Address", "Frontend"][..], 0),
+        ("10.1.0.0/16", &["SourceRange", "RemoveSourceRange"], 1),
+        ("10.1.0.0/16 fd00::/8", &[], 0),
+        ("", &["Frontend", "RemoveSourceRange"], 1),
+        ("10.0.0.0/8", &["SourceRange", "Frontend"], 0),
+    ];
+    for (ranges, writes, n_grace_periods) in steps {
+        let before = cluster.maps.n_grace_periods;
+        cluster.apply([guarded(ranges)]);
+        assert_eq!(kinds(&cluster.maps), writes, "{ranges}");
+        assert_eq!(cluster.maps.n_grace_periods - before, n_grace_periods);
+        cluster.maps.log.clear();
+    }
+    cluster.apply([Event::ServiceGone(object("shop/web"))]);
+    assert!(cluster.maps.is_empty());
+}
+
+#[test]
+fn what_a_failed_write_left_lets_nobody_in() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    cluster.apply([guarded("10.0.0.0/8")]);
+    // The frontend goes; the range does not.
+    cluster.maps.faults = vec![true, false];
+    cluster.apply([web().event()]);
+    assert_eq!(cluster.maps.contents().source_ranges.len(), 1);
+    cluster.maps.history = Some(vec![]);
+    cluster.apply([guarded("10.1.0.0/16")]);
+    for maps in cluster.maps.history.take().unwrap() {
+        let is_guarded = maps.view().values().any(|it| !it.ranges.is_empty());
+        assert!(!is_guarded || maps.contents().source_ranges.len() == 1);
+    }
+    cluster.assert_settled();
+}
+
+#[test]
+fn addresses_of_the_node_are_kept_until_it_tells_others() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    cluster.set_own(&["192.0.2.1", "-10.96.0.1"]);
+    let before = cluster.maps.contents();
+    cluster.sync = Sync::new(ROOMY, before.clone());
+    assert_eq!(cluster.first_pass(), 0);
+    cluster.sync = Sync::new(ROOMY, before);
+    cluster.maps.log.clear();
+    cluster.set_own(&["192.0.2.2"]);
+    assert_eq!(
+        kinds(&cluster.maps),
+        ["Address", "RemoveAddress", "Address"]
+    );
+    cluster.assert_settled();
+}
+
+#[test]
+fn an_address_that_fails_is_a_problem_until_it_is_tried_again() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    cluster.maps.faults = vec![true];
+    assert_eq!(cluster.set_own(&["192.0.2.1"]).n_pending, 1);
+    let problems = cluster.sync.problems();
+    assert_eq!(problems[0].subject, "maps");
+    assert_eq!(
+        problems[0].message,
+        "map ADDRESSES: write failed: the kernel said no"
+    );
+    assert_eq!(cluster.retry().n_pending, 0);
+    cluster.assert_settled();
+}
+
+#[test]
+fn addresses_that_a_crash_left_behind_go() {
+    let mut cluster = running(ROOMY, &["10.0.0.1"]);
+    let mut contents = cluster.maps.contents();
+    let addr = |ip: &str| Addr::from(ip.parse::<IpAddr>().unwrap());
+    contents.addresses = vec![(addr("10.96.0.9"), AddressFlags::CLUSTER_IP)];
+    contents.source_ranges = vec![(9, nets("10.0.0.0/8")[0])];
+    cluster.maps = Maps::holding(ROOMY, contents.clone());
+    cluster.sync = Sync::new(ROOMY, contents);
+    cluster.first_pass();
+    cluster.assert_settled();
+    assert_eq!(cluster.restart(), 0);
+    cluster.empty_and_fill();
 }
 
 #[test]
@@ -237,6 +517,13 @@ fn a_full_map_is_named_with_what_lacks_and_what_to_raise() {
             ..ROOMY
         },
         "map BACKENDS is full: 3 more entries needed, 2 free; raise --max-backends",
+    );
+    assert_full(
+        Capacity {
+            addresses: 1,
+            ..ROOMY
+        },
+        "map ADDRESSES is full: 1 more entries needed, 0 free; raise --max-addresses",
     );
     assert_full(
         Capacity {

@@ -73,6 +73,10 @@ fn line(event: &Event) -> String {
         }
         Event::SliceGone(name) => format!("SliceGone {name}"),
         Event::Node(node) => format!("Node {} {}", node.name, node.zone.as_deref().unwrap_or("-")),
+        Event::ServiceCidrs(ranges) => {
+            let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            format!("ServiceCidrs {}", ranges.join(","))
+        }
         Event::Synced => "Synced".into(),
         Event::Problem(problem) => format!("Problem {}: {}", problem.subject, problem.message),
         Event::Solved(subject) => format!("Solved {subject}"),

@@ -4,7 +4,9 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -39,8 +41,8 @@ pub(super) fn yaml() -> serde_saphyr::Options {
     }
 }
 
-/// What the file at `path` with this content defines: the Services, the EndpointSlices, and the
-/// Node of the name `node`.
+/// What the file at `path` with this content defines: the Services, the EndpointSlices, the
+/// ServiceCIDRs, and the Node of the name `node`.
 ///
 /// # Errors
 ///
@@ -184,14 +186,7 @@ impl File<'_> {
             ("v1", "Service") => self.service(position, value),
             ("v1", "Node") => self.node(position, value),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.slice(position, value),
-            ("v1", "List") => self.list(position, None, value),
-            ("v1", "ServiceList") => self.list(position, Some(("v1", "Service")), value),
-            ("v1", "NodeList") => self.list(position, Some(("v1", "Node")), value),
-            ("discovery.k8s.io/v1", "EndpointSliceList") => self.list(
-                position,
-                Some(("discovery.k8s.io/v1", "EndpointSlice")),
-                value,
-            ),
+            (SERVICE_CIDR | SERVICE_CIDR_BETA, "ServiceCIDR") => self.service_cidr(position, value),
             (old, "EndpointSlice") if old.starts_with("discovery.k8s.io/") => {
                 let message =
                     format!("'{old}' is not served any more, expected discovery.k8s.io/v1");
@@ -259,6 +254,16 @@ impl File<'_> {
             let parsed = parse::node(self.strings, name.clone(), &object);
             self.define(position, Kind::Node, name, parsed.map(Event::Node));
         }
+        Ok(())
+    }
+
+    fn service_cidr(&mut self, position: Position<'_>, mut value: Value) -> Result<(), String> {
+        // The two versions differ in name only.
+        value["apiVersion"] = SERVICE_CIDR.into();
+        let object: networking::ServiceCIDR = self.decode(position, value)?;
+        let name = self.name(position, &object.metadata)?;
+        let parsed = parse::service_cidr(&object).map(Event::ServiceCidrs);
+        self.define(position, Kind::ServiceCidr, name, parsed);
         Ok(())
     }
 
@@ -346,6 +351,10 @@ impl File<'_> {
     }
 }
 
+/// The versions in which there are ServiceCIDRs.
+const SERVICE_CIDR: &str = "networking.k8s.io/v1";
+const SERVICE_CIDR_BETA: &str = "networking.k8s.io/v1beta1";
+
 /// `apiVersion` and `kind`.
 type Type = (&'static str, &'static str);
 
@@ -358,6 +367,8 @@ fn list_of(version: &str, kind: &str) -> Option<Option<Type>> {
         ("discovery.k8s.io/v1", "EndpointSliceList") => {
             Some(Some(("discovery.k8s.io/v1", "EndpointSlice")))
         }
+        (SERVICE_CIDR, "ServiceCIDRList") => Some(Some((SERVICE_CIDR, "ServiceCIDR"))),
+        (SERVICE_CIDR_BETA, "ServiceCIDRList") => Some(Some((SERVICE_CIDR_BETA, "ServiceCIDR"))),
         _ => None,
     }
 }

@@ -217,7 +217,11 @@ mod tests {
             Event::ServiceGone(name) => format!("{name} gone"),
             Event::Problem(problem) => format!("{}: {}", problem.subject, problem.message),
             Event::Solved(subject) => format!("{subject} solved"),
-            other @ (Event::Slice(_) | Event::SliceGone(_) | Event::Node(_) | Event::Synced) => {
+            other @ (Event::Slice(_)
+            | Event::SliceGone(_)
+            | Event::Node(_)
+            | Event::ServiceCidrs(_)
+            | Event::Synced) => {
                 format!("{other:?}")
             }
         };

@@ -77,6 +77,15 @@ impl Feed {
         self.send(news).await
     }
 
+    /// Takes note that there is nothing of a kind, since there is no such kind.
+    pub(super) async fn none(&self, kind: Kind) -> Result<(), Closed> {
+        let mut state = self.state.lock().await;
+        let mut news = Vec::new();
+        state.watch(kind).start_list();
+        state.finish_list(kind, &mut news);
+        self.send(news).await
+    }
+
     /// Takes note that a watch gets on.
     pub(super) async fn fine(&self, kind: Kind) {
         let mut state = self.state.lock().await;
@@ -101,6 +110,7 @@ struct State {
     services: Watched,
     slices: Watched,
     node: Watched,
+    service_cidrs: Watched,
     trouble: BTreeMap<Kind, String>,
     synced: bool,
 }
@@ -111,6 +121,7 @@ impl State {
             Kind::Service => &mut self.services,
             Kind::EndpointSlice => &mut self.slices,
             Kind::Node => &mut self.node,
+            Kind::ServiceCidr => &mut self.service_cidrs,
         }
     }
 

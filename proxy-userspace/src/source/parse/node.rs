@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use super::{Errors, Item, Parsed, Strings, address, each, label, not_empty};
 use crate::model::{Node, ObjectName};
 
-/// What matters of a Node (rules R46, R48, R51, R181).
+/// What matters of a Node (rules R46, R48, R51, R134, R181).
 pub fn node(strings: &mut Strings, name: ObjectName, object: &k8s::Node) -> Parsed<Node> {
     let mut errors = Errors::default();
     let zone = not_empty(label(&object.metadata, "topology.kubernetes.io/zone"));
@@ -17,6 +17,7 @@ pub fn node(strings: &mut Strings, name: ObjectName, object: &k8s::Node) -> Pars
         zone: zone.map(|zone| strings.share(zone)),
         addresses: addresses(object, &mut errors),
         pod_cidrs: pod_cidrs(object, &mut errors),
+        to_be_deleted: is_to_be_deleted(object),
     };
     Parsed {
         object: Some(node),
@@ -43,6 +44,14 @@ fn addresses(object: &k8s::Node, errors: &mut Errors) -> Vec<IpAddr> {
     }
     internal.append(&mut external);
     internal
+}
+
+/// Whether the cluster autoscaler or somebody else has marked the Node for deletion (rule R134).
+fn is_to_be_deleted(object: &k8s::Node) -> bool {
+    let spec = object.spec.as_ref();
+    let mut taints = each(spec.and_then(|spec| spec.taints.as_ref()));
+    object.metadata.deletion_timestamp.is_some()
+        || taints.any(|(_, taint)| taint.key == "ToBeDeletedByClusterAutoscaler")
 }
 
 fn pod_cidrs(object: &k8s::Node, errors: &mut Errors) -> Vec<IpNet> {

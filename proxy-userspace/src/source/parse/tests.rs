@@ -1,4 +1,6 @@
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 
 use super::*;
 use crate::model::{Endpoint, EndpointSlice, Node, Service, TrafficPolicy};
@@ -97,8 +99,13 @@ fn slice_line(slice: &EndpointSlice) -> String {
 
 fn node_line(node: &Node) -> String {
     let zone = node.zone.as_deref().unwrap_or("-");
+    let fate = if node.to_be_deleted {
+        " to-be-deleted"
+    } else {
+        ""
+    };
     format!(
-        "{} {zone} {} {}",
+        "{} {zone} {} {}{fate}",
         node.name,
         list(&node.addresses),
         list(&node.pod_cidrs)
@@ -423,6 +430,29 @@ fn endpoint_slices() {
 }
 
 #[test]
+fn service_cidrs() {
+    let cases = [
+        ("{metadata: {name: a}}", ""),
+        (
+            "{metadata: {name: a}, spec: {cidrs: [10.96.0.0/12, 'fd00::/112', x]}}",
+            "10.96.0.0/12,fd00::/112 ! spec.cidrs[2]: 'x' is not an address range",
+        ),
+        // R186
+        (
+            "{metadata: {name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}, \
+              spec: {cidrs: [10.96.0.0/12]}}",
+            "none",
+        ),
+    ];
+    check(
+        &cases,
+        |_: &mut Strings, _, object: &networking::ServiceCIDR| service_cidr(object),
+        |object: &networking::ServiceCIDR| &object.metadata,
+        |ranges: &Vec<ipnet::IpNet>| list(ranges),
+    );
+}
+
+#[test]
 fn nodes() {
     let cases = [
         ("{metadata: {name: n1}}", "n1 -  "),
@@ -452,6 +482,21 @@ fn nodes() {
         (
             "{metadata: {name: n1}, spec: {podCIDR: 10.1.0.0/24}}",
             "n1 -  10.1.0.0/24",
+        ),
+        // R134
+        (
+            "{metadata: {name: n1}, spec: {taints: [{key: other, effect: NoExecute}, \
+              {key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule, value: '1'}]}}",
+            "n1 -   to-be-deleted",
+        ),
+        (
+            "{metadata: {name: n1, deletionTimestamp: '2026-01-01T00:00:00Z'}}",
+            "n1 -   to-be-deleted",
+        ),
+        (
+            "{metadata: {name: n1}, spec: {unschedulable: true, \
+              taints: [{key: node.kubernetes.io/unschedulable, effect: NoSchedule}]}}",
+            "n1 -  ",
         ),
     ];
     check(

@@ -34,6 +34,7 @@ fn about(event: Option<&Event>) -> String {
             format!("{} {}", slice.endpoints.len(), ports.collect::<String>())
         }
         Some(Event::Node(node)) => format!("{:?}", node.zone),
+        Some(Event::ServiceCidrs(ranges)) => format!("{ranges:?}"),
         Some(other) => panic!("a file can't say {other:?}"),
     }
 }
@@ -83,6 +84,37 @@ fn lists() {
          \x20   - port: x\n",
         &["refused: d/web.yaml:7:13: items[0].spec.ports[0].port: \
            invalid type: string \"x\", expected i32"],
+    );
+}
+
+#[test]
+fn service_cidrs_of_two_versions() {
+    let object = |version: &str, name: &str, range: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/{version}, kind: ServiceCIDR, \
+              metadata: {{name: {name}}}, spec: {{cidrs: [{range}]}}}}"
+        )
+    };
+    let text = [
+        object("v1", "a", "10.0.0.0/16"),
+        object("v1beta1", "b", "10.1.0.0/16"),
+    ];
+    yaml_says(
+        &text.join("\n---\n"),
+        &[
+            "ServiceCIDR a: [10.0.0.0/16]",
+            "ServiceCIDR b: [10.1.0.0/16]",
+        ],
+    );
+    let list = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: ServiceCIDRList, items: [{}]}}",
+        "{metadata: {name: a}, spec: {cidrs: [10.0.0.0/16]}}"
+    );
+    yaml_says(&list, &["ServiceCIDR a: [10.0.0.0/16]"]);
+    yaml_says(&object("v1alpha1", "a", "x").replace("cidrs", "ipv4"), &[]);
+    yaml_says(
+        &object("v1", "a", "x"),
+        &["ServiceCIDR a: [] ! d/web.yaml:1:91: spec.cidrs[0]: 'x' is not an address range"],
     );
 }
 
