@@ -1,8 +1,7 @@
 //! Every decision about a packet, without a kernel.
 //!
-//! A program at an edge is one call: [`from_client`] for what comes in from the client's side of
-//! a device, [`to_client`] for what goes out to it. Both read as prose: parse, look up, rewrite,
-//! count. They see bytes through [`Packet`] and maps and clock through [`Tables`], so that the
+//! A program is one call of [`decide`], which reads as prose: parse, look up, rewrite, count. It
+//! sees bytes through [`Packet`] and maps and clock through [`Tables`], so that the
 //! kernel program, the tests and the tools run the same code.
 //!
 //! Rare paths are out of line (`#[inline(never)]`): the kernel gives a program and what it calls
@@ -23,20 +22,36 @@
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;
+mod edge;
 mod egress;
+mod exit;
+pub mod find;
+mod hook;
 mod icmp;
-mod ingress;
 pub mod nat;
 mod open;
 mod packet;
 pub mod parse;
+pub mod policy;
 mod reply;
 pub mod select;
 mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use egress::to_client;
-pub use ingress::from_client;
-pub use packet::Packet;
-pub use tables::{Claim, Count, Tables};
+pub use hook::Hook;
+pub use packet::{Origin, Packet, Route};
+pub use tables::{Claim, Count, Draft, Tables};
+
+use crate::abi::Verdict;
+
+/// Decides about a packet, rewrites it, and sends it its way if that is not the stack's.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, hook: Hook) -> Verdict {
+    match hook {
+        Hook::PodEgress => egress::to_pod(packet, tables),
+        Hook::PodIngress | Hook::NodeIngress | Hook::NodeEgress => {
+            edge::decide(packet, tables, hook)
+        }
+    }
+}

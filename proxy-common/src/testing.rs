@@ -16,8 +16,8 @@ mod verify;
 
 pub use device::completed;
 pub use frame::{CLIENT_MAC, Extension, Frame, Icmp, NODE_MAC, Piece};
-pub use memory::Memory;
-pub use scene::{Scene, Step, decide, difference};
+pub use memory::{Memory, network};
+pub use scene::{Scene, Step, difference};
 pub use scenes::scenes;
-pub use skb::Skb;
+pub use skb::{Sent, Skb};
 pub use verify::verify;

@@ -1,6 +1,7 @@
 //! Safe wrappers over kernel helpers.
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{bpf_redirect, generated};
 
 /// Whether the kernel has a coarse clock (5.11); set by the loader. The verifier sees a constant
@@ -29,7 +30,14 @@ pub(crate) fn tick() -> u32 {
 
 /// Sends the packet out of the device with this index. Returns the action to give to the kernel.
 #[inline(always)]
-pub(crate) fn redirect(ifindex: u32) -> i32 {
+pub(crate) fn redirect_out(ifindex: u32) -> i32 {
     // SAFETY: no pointers; an unknown index drops the packet.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Lets the packet come in by the device with this index. Returns the action to give to the kernel.
+#[inline(always)]
+pub(crate) fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: as above.
+    unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }

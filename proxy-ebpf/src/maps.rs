@@ -2,19 +2,33 @@
 //!
 //! Sizes are defaults; the loader sets those in force.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use proxy_common::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceCounters, ServiceName, Settings, Verdict, limits,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, ServiceCounters, ServiceName, Settings,
+    Verdict, limits,
 };
-use proxy_common::datapath::{Claim, Count, Tables};
+use proxy_common::datapath::{Claim, Count, Draft, Tables};
 
 use crate::kernel;
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
+#[map]
+static ADDRESSES: HashMap<Addr, AddressFlags> = HashMap::with_max_entries(limits::ADDRESSES, 0);
+/// Keys are [`NetworkKey`](proxy_common::abi::NetworkKey)s.
+#[map]
+static NETWORKS: LpmTrie<Addr, NetworkFlags> =
+    LpmTrie::with_max_entries(limits::NETWORKS, BPF_F_NO_PREALLOC);
+/// Keys are [`SourceRangeKey`](proxy_common::abi::SourceRangeKey)s.
+#[map]
+static SOURCE_RANGES: LpmTrie<Ranged, u32> =
+    LpmTrie::with_max_entries(limits::SOURCE_RANGES, BPF_F_NO_PREALLOC);
+#[map]
+static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]
 static SLOTS: Array<u32> = Array::with_max_entries(limits::SLOTS, 0);
 #[map]
@@ -38,7 +52,14 @@ static CRC_SHIFTS: Array<u32> = Array::with_max_entries(limits::CRC_SHIFTS, 0);
 static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> =
     PerCpuArray::with_max_entries(limits::SERVICES, 0);
 #[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(limits::OUTCOMES, 0);
+
+/// A service port and an address: the data of a key of `SOURCE_RANGES`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Ranged(u32, Addr);
 
 /// Never used: an array always has its entries. The compiler cannot know.
 static DEFAULT_SETTINGS: Settings = Settings::DEFAULT;
@@ -82,6 +103,28 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn address(&self, addr: &Addr) -> AddressFlags {
+        copy(ADDRESSES.get_ptr(addr)).unwrap_or_default()
+    }
+
+    #[inline(never)]
+    fn network(&self, addr: &Addr) -> NetworkFlags {
+        let key = Key::new(128, *addr);
+        NETWORKS.get(&key).copied().unwrap_or_default()
+    }
+
+    #[inline(never)]
+    fn is_in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        let key = Key::new(160, Ranged(service, *addr));
+        SOURCE_RANGES.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn device(&self, index: u32) -> Option<&Device> {
+        entry(DEVICES.get_ptr(index))
+    }
+
+    #[inline(always)]
     fn slot(&self, index: u32) -> Option<u32> {
         copy(SLOTS.get_ptr(index))
     }
@@ -97,6 +140,13 @@ impl Tables for Maps {
         // SAFETY: the entry outlives the program (RCU). Another CPU may write it at the same time:
         // every field is a word of its own, and each of its values is meaningful alone.
         Some(act(unsafe { &mut *flow }))
+    }
+
+    #[inline(always)]
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R> {
+        let draft = DRAFT.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own value; programs at the same hook do not interrupt each other.
+        Some(act(unsafe { &mut *draft }))
     }
 
     #[inline(always)]
@@ -156,11 +206,12 @@ impl Tables for Maps {
             counters.refused += 1;
             return;
         }
-        counters.packets += 1;
-        counters.bytes += u64::from(bytes);
         if what == Count::Flow {
             counters.flows += 1;
+            return;
         }
+        counters.packets += 1;
+        counters.bytes += u64::from(bytes);
     }
 }
 

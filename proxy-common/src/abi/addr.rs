@@ -56,6 +56,18 @@ impl Addr {
         }
     }
 
+    /// Whether this is one of `127.0.0.0/8`, or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        const V4_NET: u32 = 0xff00_0000_u32.to_be();
+        const V4_LOOPBACK: u32 = 0x7f00_0000_u32.to_be();
+        if self.is_v4() {
+            self.0[3] & V4_NET == V4_LOOPBACK
+        } else {
+            self.0[0] | self.0[1] | self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+        }
+    }
+
     /// Whether this is [`Self::UNSPECIFIED`].
     #[inline(always)]
     pub const fn is_unspecified(self) -> bool {
@@ -252,6 +264,21 @@ mod tests {
             assert_eq!(IpAddr::from(addr), ip);
             assert_eq!(addr.is_v4(), ip.is_ipv4());
         }
+    }
+
+    #[test]
+    fn loopback_addresses_are_known() {
+        let is_loopback = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap()).is_loopback();
+        assert!(
+            ["127.0.0.1", "127.255.0.9", "::1"]
+                .into_iter()
+                .all(is_loopback)
+        );
+        assert!(
+            !["128.0.0.1", "::", "::2", "1::1", "0.0.0.1"]
+                .into_iter()
+                .any(is_loopback)
+        );
     }
 
     #[test]

@@ -53,6 +53,8 @@ reasons! {
         UnknownFragment = "unknown-fragment",
         /// An ICMP error that quotes nothing translated here.
         UnrelatedError = "unrelated-error",
+        /// Delivered into this node by Beeline itself a moment ago.
+        Delivered = "delivered",
     }
 }
 
@@ -85,6 +87,12 @@ reasons! {
         GoneReset = "gone-reset",
         /// The flow's backend is gone: SCTP ABORT.
         GoneAbort = "gone-abort",
+        /// A port that the Service at this cluster IP does not have: TCP reset (rule R15).
+        UnusedPortReset = "unused-port-reset",
+        /// The same: ICMP port unreachable.
+        UnusedPortUnreachable = "unused-port-unreachable",
+        /// Too long for the device that leads to the backend: ICMP, with the length that fits.
+        TooLong = "too-long",
     }
 }
 
@@ -105,6 +113,14 @@ reasons! {
         Write = "write",
         /// No answer is owed, or none can be built: to a reset, an ABORT, an error.
         NoAnswer = "no-answer",
+        /// The client is outside the Service's source ranges (rule R104).
+        SourceRange = "source-range",
+        /// An address of a ServiceCIDR that no Service has (rule R16).
+        Unallocated = "unallocated",
+        /// No route from this node to the backend or back to the client.
+        NoRoute = "no-route",
+        /// Too long for the device that leads to where it should go, and no answer can be built.
+        TooLong = "too-long-unanswered",
     }
 }
 
@@ -117,18 +133,6 @@ impl Verdict {
             Self::Rewrite(reason) => Rewrite::BASE + reason as u32,
             Self::Reply(reason) => Reply::BASE + reason as u32,
             Self::Drop(reason) => Drop::BASE + reason as u32,
-        }
-    }
-
-    /// Whether the packet goes back out of the device it came in by.
-    #[inline(always)]
-    pub const fn is_returned(self) -> bool {
-        match self {
-            Self::Rewrite(reason) => {
-                matches!(reason, Rewrite::HairpinForward | Rewrite::HairpinReverse)
-            }
-            Self::Reply(_) => true,
-            Self::Pass(_) | Self::Drop(_) => false,
         }
     }
 

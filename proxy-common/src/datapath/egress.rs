@@ -1,20 +1,20 @@
-//! What goes out to the client's side of a device.
+//! What goes out to a pod.
 
 use super::conntrack::touch;
-use super::ingress::{Class, classify};
+use super::edge::{Class, classify};
 use super::parse::Headers;
-use super::{Count, Packet, Tables, icmp, nat};
+use super::{Count, Hook, Packet, Tables, icmp, nat};
 use crate::abi::{Pass, Rewrite, Side, Verdict};
 
-/// Decides about a packet to a client, and rewrites it if it comes from a Service's backend.
+/// Decides about a packet to a pod, and rewrites it if it answers one of the pod's flows.
 #[inline(always)]
-pub fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+pub(super) fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let mut verdict = Verdict::Pass(Pass::NoService);
     let mut headers = Headers::seen_at(Side::Egress as u8);
     match classify(packet, tables, &mut headers) {
         Class::Segment => {}
         Class::Icmp => {
-            return if icmp::translate(packet, tables, &headers, &mut verdict) {
+            return if icmp::translate(packet, tables, Hook::PodEgress, &headers, &mut verdict) {
                 verdict
             } else {
                 Verdict::Pass(Pass::UnrelatedError)

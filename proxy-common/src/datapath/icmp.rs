@@ -9,10 +9,11 @@
 //! is the swapped original.
 
 use super::checksum::Sum;
+use super::exit::{self, Stuck};
 use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{self, Fragment, Headers, ICMP_LEN, IPV4_LEN, IPV6_LEN};
-use super::{Packet, Tables, nat};
-use crate::abi::{Drop, Exit, Family, Flow, FlowKey, FlowRole, Protocol, Rewrite, Verdict};
+use super::{Hook, Packet, Tables, nat};
+use crate::abi::{Drop, Exit, Family, Flow, FlowKey, Protocol, Rewrite, Verdict};
 
 /// Offset of the checksum in an ICMP or ICMPv6 header.
 const CHECKSUM: u32 = 2;
@@ -23,6 +24,7 @@ const CHECKSUM: u32 = 2;
 pub(super) fn translate<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
+    hook: Hook,
     outer: &Headers,
     verdict: &mut Verdict,
 ) -> bool {
@@ -36,23 +38,46 @@ pub(super) fn translate<P: Packet, T: Tables>(
         ..quoted.key
     };
     let translated = tables.with_flow(&answer, |flow| {
-        *verdict = match rewrite(packet, outer, &quoted, flow) {
-            Some(()) => Verdict::Rewrite(kind(flow)),
-            None => Verdict::Drop(Drop::Write),
+        *verdict = match translate_by(packet, tables, hook, outer, &quoted, flow) {
+            Ok(()) => Verdict::Rewrite(Rewrite::IcmpError),
+            Err(reason) => Verdict::Drop(reason),
         };
     });
     translated.is_some()
 }
 
-/// An error about a hairpin packet has to be turned back like the packet itself.
+/// Rewrites the error and sends it where the packets go that it would be among. `flow` is the
+/// record of the quoted packet's answer.
 #[inline(always)]
-const fn kind(record: &Flow) -> Rewrite {
-    if record.exit == Exit::Stack as u8 {
-        Rewrite::IcmpError
-    } else if record.role == FlowRole::Forward as u8 {
-        Rewrite::HairpinForward
-    } else {
-        Rewrite::HairpinReverse
+fn translate_by<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    hook: Hook,
+    outer: &Headers,
+    quoted: &Headers,
+    flow: &Flow,
+) -> Result<(), Drop> {
+    if hook == Hook::PodEgress {
+        return rewrite(packet, outer, quoted, flow).ok_or(Drop::Write);
+    }
+    let exit = Exit::from_number(flow.exit);
+    if let Err(Stuck::Drop(reason)) = exit::prepare(packet, tables, hook, exit, &flow.to) {
+        return Err(reason);
+    }
+    rewrite(packet, outer, quoted, flow).ok_or(Drop::Write)?;
+    exit::leave(packet, tables, exit, flow.device)
+}
+
+/// Whether an ICMP message asks for an answer: only those are refused.
+#[inline(always)]
+pub(super) fn is_question<P: Packet>(packet: &mut P, headers: &Headers) -> bool {
+    const ECHO: u8 = 8;
+    const ECHO_V6: u8 = 128;
+    packet.pull(headers.l4 + ICMP_LEN);
+    let kind = packet.load(headers.l4).map(|[kind, _]: [u8; 2]| kind);
+    match headers.family() {
+        Family::Ipv4 => kind == Some(ECHO),
+        Family::Ipv6 => kind == Some(ECHO_V6),
     }
 }
 

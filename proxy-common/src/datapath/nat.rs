@@ -39,7 +39,11 @@ pub fn rewrite<P: Packet, T: Tables>(
             packet
                 .store(headers.l4, to)
                 .and_then(|()| packet.repair(checksum, addresses, body, is_udp))
-                .ok_or(Drop::Write)
+                .ok_or(Drop::Write)?;
+            if headers.family() == Family::Ipv6 {
+                packet.keep_sum(addresses);
+            }
+            Ok(())
         }
         Some(Protocol::Sctp) if from == to => Ok(()),
         Some(Protocol::Sctp) if headers.fragment() == Fragment::First => Err(Drop::SctpFragment),

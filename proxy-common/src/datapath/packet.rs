@@ -3,6 +3,26 @@
 use bytemuck::Pod;
 
 use super::checksum::Difference;
+use crate::abi::Addr;
+
+/// Where a packet that is to be routed comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Index of the device by which it came into this node, or for one of the node's own the one by
+    /// which such packets are routed.
+    pub device: u32,
+    /// It is one of this node's own.
+    pub is_own: bool,
+}
+
+/// Where the routing table sends a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// To a neighbour on the device with this index.
+    Neighbour(u32),
+    /// Nowhere, or not past the stack.
+    None,
+}
 
 #[allow(clippy::len_without_is_empty, reason = "no packet is empty")]
 /// A packet from its link-layer header on.
@@ -39,7 +59,30 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Option<()>;
 
+    /// Tells the kernel that the sum of the whole packet has stayed the same, which it took to have
+    /// changed by `pseudo` when the checksum was repaired.
+    ///
+    /// A device may have summed up a packet that it received (`CHECKSUM_COMPLETE`). An IPv4 header
+    /// has a checksum of its own that makes up for other addresses, an IPv6 header has not.
+    fn keep_sum(&mut self, pseudo: Difference);
+
     /// Makes the packet `len` bytes long, by cutting or extending its end, and forgets that it
     /// was several segments in one.
     fn resize(&mut self, len: u32) -> Option<()>;
+
+    /// Index of the device that the packet comes in by or goes out by.
+    fn device(&self) -> u32;
+
+    /// Whether this is several segments in one, each of which fits where the whole does not.
+    fn is_segmented(&self) -> bool;
+
+    /// Asks the routing table about a packet from `src` to `dst`, and sends the packet that way if it
+    /// leaves at all.
+    fn route(&mut self, src: &Addr, dst: &Addr, origin: Origin) -> Route;
+
+    /// Sends the packet out of a device, with its link-layer header as it is.
+    fn redirect_out(&mut self, device: u32);
+
+    /// Lets the packet come in by a device.
+    fn redirect_in(&mut self, device: u32);
 }

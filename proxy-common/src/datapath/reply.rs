@@ -10,12 +10,12 @@
 //! that the device leaves out: there it would store that one's sum, which is stored beforehand.
 
 use super::checksum::Sum;
-use super::nat::UDP_CHECKSUM;
+use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{
     ETHERNET_LEN, Fragment, Headers, ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Ipv4Header,
     Ipv6Header, Signal, TCP_ACK, TCP_LEN, TCP_RST,
 };
-use super::{Packet, crc32c};
+use super::{Hook, Packet, Tables, crc32c, exit};
 use crate::abi::{Addr, Drop, Family, Protocol, Reply, Verdict};
 
 /// Time to live of an answer.
@@ -23,29 +23,105 @@ const TTL: u8 = 64;
 
 /// Answers the first packet of a flow to a Service without endpoints (rules R65, R67).
 #[inline(always)]
-pub(super) fn no_endpoints<P: Packet>(packet: &mut P, headers: &Headers) -> Verdict {
+pub(super) fn no_endpoints<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+) -> Verdict {
+    let reasons = (Reply::NoEndpointReset, Reply::NoEndpointUnreachable);
+    refuse(packet, tables, headers, hook, reasons)
+}
+
+/// Answers a packet to a cluster IP that does not have its port or protocol (rule R15).
+#[inline(always)]
+pub(super) fn unused_port<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+) -> Verdict {
+    let reasons = (Reply::UnusedPortReset, Reply::UnusedPortUnreachable);
+    refuse(packet, tables, headers, hook, reasons)
+}
+
+#[inline(always)]
+fn refuse<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+    (reset, other): (Reply, Reply),
+) -> Verdict {
     if is_last(headers) || headers.fragment() == Fragment::Later {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match headers.protocol() {
-        Some(Protocol::Tcp) => answer(tcp_reset(packet, headers), Reply::NoEndpointReset),
+        Some(Protocol::Tcp) => send(packet, tables, hook, tcp_reset, headers, reset),
         Some(Protocol::Udp | Protocol::Sctp) | None => {
-            answer(unreachable(packet, headers), Reply::NoEndpointUnreachable)
+            send(packet, tables, hook, port_unreachable, headers, other)
         }
     }
 }
 
 /// Answers a packet of a flow whose backend is gone.
 #[inline(always)]
-pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers) -> Verdict {
+pub(super) fn gone<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+) -> Verdict {
     if is_last(headers) || headers.fragment() != Fragment::Whole {
         return Verdict::Drop(Drop::NoAnswer);
     }
     match headers.protocol() {
-        Some(Protocol::Tcp) => answer(tcp_reset(packet, headers), Reply::GoneReset),
-        Some(Protocol::Sctp) => answer(sctp_abort(packet, headers), Reply::GoneAbort),
+        Some(Protocol::Tcp) => send(packet, tables, hook, tcp_reset, headers, Reply::GoneReset),
+        Some(Protocol::Sctp) => send(packet, tables, hook, sctp_abort, headers, Reply::GoneAbort),
         // A UDP flow moves to another backend, and is never gone.
         Some(Protocol::Udp) | None => Verdict::Drop(Drop::NoAnswer),
+    }
+}
+
+/// Answers a packet that is too long for the device that leads to where it should go (RFC 1191;
+/// RFC 4443, 3.2).
+///
+/// The device that the packet comes from may still complete its checksum, in a place where the
+/// length would stand (see above); such a packet is dropped.
+#[inline(always)]
+pub(super) fn too_long<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+    mtu: u32,
+) -> Verdict {
+    if headers.fragment() != Fragment::Whole || is_partial(packet, headers) {
+        return Verdict::Drop(Drop::TooLong);
+    }
+    let kind = match headers.family() {
+        Family::Ipv4 => [3, 4],
+        Family::Ipv6 => [2, 0],
+    };
+    let build = |packet: &mut P, headers: &Headers| error(packet, headers, kind, mtu.to_be());
+    send(packet, tables, hook, build, headers, Reply::TooLong)
+}
+
+#[inline(always)]
+fn send<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    hook: Hook,
+    build: impl FnOnce(&mut P, &Headers) -> Option<()>,
+    headers: &Headers,
+    reply: Reply,
+) -> Verdict {
+    if build(packet, headers).is_none() {
+        return Verdict::Drop(Drop::NoAnswer);
+    }
+    match exit::answer(packet, tables, hook) {
+        Ok(()) => Verdict::Reply(reply),
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -53,14 +129,6 @@ pub(super) fn gone<P: Packet>(packet: &mut P, headers: &Headers) -> Verdict {
 #[inline(always)]
 const fn is_last(headers: &Headers) -> bool {
     matches!(headers.signal(), Signal::Abort | Signal::Closed)
-}
-
-#[inline(always)]
-fn answer(built: Option<()>, reply: Reply) -> Verdict {
-    match built {
-        Some(()) => Verdict::Reply(reply),
-        None => Verdict::Drop(Drop::NoAnswer),
-    }
 }
 
 /// The start of a TCP header (RFC 9293, 3.1), without options.
@@ -190,15 +258,26 @@ fn sctp_abort<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
 const QUOTE_WORDS: u32 = 18;
 
 /// Makes the packet an ICMP port unreachable (RFC 792; RFC 4443, 3.1) about itself.
+#[inline(always)]
+fn port_unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
+    let kind = match headers.family() {
+        Family::Ipv4 => [3, 3],
+        Family::Ipv6 => [1, 4],
+    };
+    error(packet, headers, kind, 0)
+}
+
+/// Makes the packet an ICMP error about itself, with the second word of its header as given,
+/// network order.
 #[inline(never)]
-fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
+fn error<P: Packet>(packet: &mut P, headers: &Headers, kind: [u8; 2], word: u32) -> Option<()> {
     let l3_len = headers.l4 - headers.l3 + headers.l4_len;
     let available = l3_len.min(packet.len().checked_sub(headers.l3)?) / 4;
     let words = available.min(QUOTE_WORDS);
     packet.pull(headers.l3 + words * 4);
-    let (protocol, kind_code) = match headers.family() {
-        Family::Ipv4 => (ICMP, [3, 3]),
-        Family::Ipv6 => (ICMPV6, [1, 4]),
+    let protocol = match headers.family() {
+        Family::Ipv4 => ICMP,
+        Family::Ipv6 => ICMPV6,
     };
     let len = ICMP_LEN + words * 4;
     let mut quote = [0_u32; QUOTE_WORDS as usize];
@@ -206,37 +285,34 @@ fn unreachable<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
         Family::Ipv4 => Sum::ZERO,
         Family::Ipv6 => pseudo_of(headers, protocol, len),
     };
-    let unused = if is_partial_udp(packet, headers) {
-        pseudo.fold()
-    } else {
-        0
-    };
-    let mut sum = pseudo.add16(bytemuck::cast(kind_code)).add16(unused);
+    let [upper, mut lower]: [u16; 2] = bytemuck::cast(word);
+    let is_udp = headers.key.protocol == Protocol::Udp.number();
+    if is_udp && is_partial(packet, headers) {
+        lower = pseudo.fold();
+    }
+    let kind: u16 = bytemuck::cast(kind);
+    let mut sum = pseudo.add16(kind).add16(upper).add16(lower);
     for (at, word) in (0..words).zip(quote.iter_mut()) {
         *word = packet.load(headers.l3 + at * 4)?;
         sum = sum.add32(*word);
     }
     let l4 = reframe(packet, headers, protocol, len)?;
-    packet.store(
-        l4,
-        [
-            bytemuck::cast::<[u8; 2], u16>(kind_code),
-            sum.checksum(),
-            0,
-            unused,
-        ],
-    )?;
+    packet.store(l4, [kind, sum.checksum(), upper, lower])?;
     for (at, word) in (0..words).zip(quote) {
         packet.store(l4 + ICMP_LEN + at * 4, word)?;
     }
     Some(())
 }
 
-/// Whether the device was to complete the datagram's checksum.
+/// Whether the device was to complete the checksum of a TCP segment or a datagram.
 #[inline(always)]
-fn is_partial_udp<P: Packet>(packet: &P, headers: &Headers) -> bool {
-    headers.key.protocol == Protocol::Udp.number()
-        && packet.load(headers.l4 + UDP_CHECKSUM) == Some(pseudo(headers, headers.l4_len).fold())
+fn is_partial<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    let at = match headers.protocol() {
+        Some(Protocol::Tcp) => TCP_CHECKSUM,
+        Some(Protocol::Udp) => UDP_CHECKSUM,
+        Some(Protocol::Sctp) | None => return false,
+    };
+    packet.load(headers.l4 + at) == Some(pseudo(headers, headers.l4_len).fold())
 }
 
 /// Turns the IP header round for a payload of `len` bytes. Returns where it begins.

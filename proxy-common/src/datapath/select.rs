@@ -25,7 +25,8 @@ pub struct Chosen<'a> {
     pub backend: &'a Backend,
 }
 
-/// Chooses the backend of a new flow (rules R36, R111 to R117).
+/// Chooses the backend of a new flow from the local set or the cluster set (rules R36, R111 to
+/// R117).
 ///
 /// # Errors
 ///
@@ -34,10 +35,11 @@ pub struct Chosen<'a> {
 pub fn select_backend<'a, T: Tables>(
     tables: &'a T,
     frontend: &Frontend,
+    local_only: bool,
     flow: &FlowKey,
     now: u64,
 ) -> Result<Chosen<'a>, Refusal> {
-    let (first, count) = candidates(frontend);
+    let (first, count) = candidates(frontend, local_only);
     if count == 0 {
         let rejects = frontend.flags.contains(FrontendFlags::REJECT);
         return Err(if rejects {
@@ -49,25 +51,15 @@ pub fn select_backend<'a, T: Tables>(
     if frontend.affinity_seconds == 0 {
         return by_hash(tables, frontend, first, count, flow);
     }
-    let key = AffinityKey {
-        client: flow.tuple.src,
-        service: frontend.service,
-    };
-    let by_hash = by_hash(tables, frontend, first, count, flow)?;
-    let chosen = remembered(tables, frontend, &key, now, by_hash.backend).unwrap_or(by_hash);
-    let memory = Affinity {
-        backend: chosen.id,
-        joined: chosen.backend.joined,
-        last_used: now,
-    };
-    tables.put_affinity(&key, &memory);
-    Ok(chosen)
+    let fresh = by_hash(tables, frontend, first, count, flow)?;
+    let id = remembered_or(tables, frontend, local_only, flow, (now, fresh.id));
+    live(tables, frontend.service, id).ok_or(Refusal::Inconsistent)
 }
 
-/// First slot and size of the set that the frontend's traffic policy allows.
+/// First slot and size of the set.
 #[inline(always)]
-const fn candidates(frontend: &Frontend) -> (u32, u32) {
-    if frontend.flags.contains(FrontendFlags::LOCAL_ONLY) {
+const fn candidates(frontend: &Frontend, local_only: bool) -> (u32, u32) {
+    if local_only {
         (frontend.first_slot, frontend.n_local)
     } else {
         (
@@ -104,28 +96,53 @@ fn live<T: Tables>(tables: &T, service: u32, id: u32) -> Option<Chosen<'_>> {
     is_live.then_some(Chosen { id, backend })
 }
 
-/// The backend that this client got last, if it came soon enough and the backend still serves.
-///
-/// A set has either ready endpoints or, if there are none, terminating ones (rules R31, R32), so
-/// a backend in another state than one of the set is not of the set.
-#[inline(always)]
-fn remembered<'a, T: Tables>(
-    tables: &'a T,
+/// The backend that this client got last, if it came soon enough and the backend is still in the
+/// set (rules R114, R115), or else the one with the id `fresh`. That is remembered.
+#[inline(never)]
+fn remembered_or<T: Tables>(
+    tables: &T,
     frontend: &Frontend,
+    local_only: bool,
+    flow: &FlowKey,
+    (now, fresh): (u64, u32),
+) -> u32 {
+    let key = AffinityKey {
+        client: flow.tuple.src,
+        service: frontend.service,
+    };
+    let id = remembered(tables, frontend, local_only, &key, now).unwrap_or(fresh);
+    if let Some(backend) = tables.backend(id) {
+        let memory = Affinity {
+            backend: id,
+            joined: backend.joined,
+            last_used: now,
+        };
+        tables.put_affinity(&key, &memory);
+    }
+    id
+}
+
+#[inline(always)]
+fn remembered<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    local_only: bool,
     key: &AffinityKey,
     now: u64,
-    of_the_set: &Backend,
-) -> Option<Chosen<'a>> {
+) -> Option<u32> {
     const SECOND: u64 = 1_000_000_000;
     let memory = tables.affinity(key)?;
     let chosen = live(tables, frontend.service, memory.backend)?;
     let is_same = chosen.backend.joined == memory.joined;
     let is_recent =
         now.wrapping_sub(memory.last_used) <= u64::from(frontend.affinity_seconds) * SECOND;
-    let is_allowed = chosen.backend.state == of_the_set.state
-        && (chosen.backend.flags.contains(BackendFlags::IS_LOCAL)
-            || !frontend.flags.contains(FrontendFlags::LOCAL_ONLY));
-    (is_same && is_recent && is_allowed).then_some(chosen)
+    let set = if local_only {
+        BackendFlags::IN_LOCAL_SET
+    } else {
+        BackendFlags::IN_CLUSTER_SET
+    };
+    let is_allowed = chosen.backend.flags.contains(set);
+    (is_same && is_recent && is_allowed).then_some(memory.backend)
 }
 
 /// A hash of the flow, keyed by Service: rounds and finish of MurmurHash3 (x86, 32 bits).

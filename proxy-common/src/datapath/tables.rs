@@ -1,8 +1,10 @@
 //! The questions that the datapath asks of maps and environment.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Settings,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, Settings,
 };
 
 /// Outcome of [`Tables::claim_flow`].
@@ -16,12 +18,22 @@ pub enum Claim {
     Failed,
 }
 
+/// A flow record in the making.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Draft {
+    /// The record, first that of the answers, then that of the packet.
+    pub flow: Flow,
+    /// The key of the answers.
+    pub answer: FlowKey,
+}
+
 /// What is counted for a Service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Count {
     /// A translated packet.
     Packet,
-    /// A translated packet that opened a flow.
+    /// A flow that begins.
     Flow,
     /// A packet that would have opened a flow.
     Refused,
@@ -40,7 +52,19 @@ pub trait Tables {
     /// This node's settings.
     fn settings(&self) -> &Settings;
 
-    /// The frontend at this address, port and protocol.
+    /// What this address is.
+    fn address(&self, addr: &Addr) -> AddressFlags;
+
+    /// What the smallest known network is that this address belongs to.
+    fn network(&self, addr: &Addr) -> NetworkFlags;
+
+    /// Whether a service port's source ranges have this address.
+    fn is_in_source_ranges(&self, service: u32, addr: &Addr) -> bool;
+
+    /// The device with this index.
+    fn device(&self, index: u32) -> Option<&Device>;
+
+    /// The frontend with this key.
     fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
 
     /// Id of the backend at a position of a frontend's block.
@@ -51,6 +75,10 @@ pub trait Tables {
 
     /// Runs `act` on the flow record in place.
     fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+
+    /// Runs `act` on a record and its key that belong to nobody else meanwhile: the kernel's stack
+    /// has no room for them.
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R>;
 
     /// Inserts a flow record if there is none yet.
     fn claim_flow(&self, key: &FlowKey, flow: &Flow) -> Claim;

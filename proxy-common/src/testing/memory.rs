@@ -1,20 +1,33 @@
 //! The maps, in memory.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
+use bytemuck::Zeroable as _;
+
 use crate::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendFlags, FrontendKey, Port, Protocol, ServiceCounters, Settings,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Device, Flow,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendFlags, FrontendKey, NetworkFlags,
+    NetworkKey, Port, Protocol, ServiceCounters, Settings, SourceRangeKey,
 };
-use crate::datapath::{Claim, Count, Tables, crc32c};
+use crate::datapath::{Claim, Count, Draft, Tables, crc32c};
 
 /// Maps and clock, with everything open to the test.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// The map `FRONTENDS`.
     pub frontends: HashMap<FrontendKey, Frontend>,
+    /// The map `ADDRESSES`.
+    pub addresses: HashMap<Addr, AddressFlags>,
+    /// The map `NETWORKS`.
+    pub networks: BTreeMap<NetworkKey, NetworkFlags>,
+    /// The map `SOURCE_RANGES`.
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    /// The map `DEVICES`.
+    pub devices: HashMap<u32, Device>,
+    /// The routing table: networks and the devices that lead to them.
+    pub routes: BTreeMap<NetworkKey, u32>,
     /// The map `SLOTS`.
     pub slots: Vec<u32>,
     /// The map `BACKENDS`.
@@ -54,6 +67,9 @@ impl Memory {
         };
         let known = self.frontends.insert(key(frontend, protocol), value);
         assert!(known.is_none(), "the frontend is there already");
+        let _known = self
+            .addresses
+            .insert(frontend.ip().into(), AddressFlags::CLUSTER_IP);
         self.point(frontend, protocol, backends);
         service
     }
@@ -92,7 +108,7 @@ impl Memory {
             joined: 1,
             port: Port::new(at.port()),
             state: BackendState::Active as u8,
-            flags: BackendFlags::NONE,
+            flags: BackendFlags::IN_CLUSTER_SET,
         };
         let known = self.backends.iter().position(|backend| {
             (backend.addr, backend.port, backend.service) == (wanted.addr, wanted.port, service)
@@ -116,7 +132,18 @@ impl Memory {
     pub fn remove_backends_at(&mut self, ip: IpAddr) {
         for backend in self.backends_at(ip) {
             backend.state = BackendState::Gone as u8;
+            backend.flags = BackendFlags::NONE;
             backend.generation += 1;
+            backend.joined += 1;
+        }
+    }
+
+    /// The endpoint with this address leaves both sets and has this state.
+    pub fn retire_backends_at(&mut self, ip: IpAddr, state: BackendState) {
+        for backend in self.backends_at(ip) {
+            backend.state = state as u8;
+            backend.flags = BackendFlags::NONE;
+            backend.joined += 1;
         }
     }
 
@@ -136,6 +163,32 @@ fn key(frontend: SocketAddr, protocol: Protocol) -> FrontendKey {
     FrontendKey::exact(frontend.ip().into(), Port::new(frontend.port()), protocol)
 }
 
+/// The key of a network such as `10.0.0.0/8`.
+pub fn network(text: &str) -> NetworkKey {
+    let (addr, len) = text.split_once('/').expect("address and length");
+    let addr: Addr = addr.parse::<IpAddr>().expect("an address").into();
+    let len: u32 = len.parse().expect("a length");
+    NetworkKey {
+        prefix_len: if addr.is_v4() { len + 96 } else { len },
+        addr,
+    }
+}
+
+/// The value of the longest prefix that `addr` belongs to.
+pub(super) fn longest<V: Copy>(networks: &BTreeMap<NetworkKey, V>, addr: &Addr) -> Option<V> {
+    networks
+        .iter()
+        .filter(|(key, _)| contains(&key.addr, key.prefix_len, addr))
+        .max_by_key(|(key, _)| key.prefix_len)
+        .map(|(_, &value)| value)
+}
+
+fn contains(network: &Addr, prefix_len: u32, addr: &Addr) -> bool {
+    let bits = |addr: &Addr| u128::from_be_bytes(bytemuck::cast(addr.words()));
+    let mask = !u128::MAX.checked_shr(prefix_len).unwrap_or(0);
+    (bits(network) ^ bits(addr)) & mask == 0
+}
+
 impl Tables for Memory {
     fn now(&self) -> u64 {
         self.now.get()
@@ -153,6 +206,24 @@ impl Tables for Memory {
         self.frontends.get(key)
     }
 
+    fn address(&self, addr: &Addr) -> AddressFlags {
+        self.addresses.get(addr).copied().unwrap_or_default()
+    }
+
+    fn network(&self, addr: &Addr) -> NetworkFlags {
+        longest(&self.networks, addr).unwrap_or_default()
+    }
+
+    fn is_in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        self.source_ranges.iter().any(|range| {
+            range.service == service && contains(&range.addr, range.prefix_len - 32, addr)
+        })
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.devices.get(&index)
+    }
+
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(index as usize).copied()
     }
@@ -166,6 +237,10 @@ impl Tables for Memory {
         let result = act(&mut flow);
         let _before = self.flows.borrow_mut().insert(*key, flow);
         Some(result)
+    }
+
+    fn with_draft<R>(&self, act: impl FnOnce(&mut Draft) -> R) -> Option<R> {
+        Some(act(&mut Draft::zeroed()))
     }
 
     fn claim_flow(&self, key: &FlowKey, flow: &Flow) -> Claim {
@@ -215,11 +290,14 @@ impl Tables for Memory {
                 refused: 1,
                 ..Default::default()
             },
-            Count::Packet | Count::Flow => ServiceCounters {
+            Count::Flow => ServiceCounters {
+                flows: 1,
+                ..Default::default()
+            },
+            Count::Packet => ServiceCounters {
                 packets: 1,
                 bytes: u64::from(bytes),
-                flows: u64::from(what == Count::Flow),
-                refused: 0,
+                ..Default::default()
             },
         };
         *counters += one;

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Frame, Memory, Skb};
-use crate::abi::{Drop, Pass, Side, Verdict};
-use crate::datapath::{from_client, to_client};
+use super::{Frame, Memory, Sent, Skb};
+use crate::abi::{Drop, Pass, Rewrite, Verdict};
+use crate::datapath::{Hook, decide};
 
 /// What happens at one edge, packet by packet.
 pub struct Scene {
@@ -21,8 +21,8 @@ pub struct Scene {
 pub enum Step {
     /// A packet crosses the edge.
     Packet {
-        /// Which way.
-        side: Side,
+        /// Where.
+        hook: Hook,
         /// The frame.
         packet: Vec<u8>,
         /// Its transport checksum is left to the device.
@@ -31,6 +31,8 @@ pub enum Step {
         verdict: Verdict,
         /// The frame afterwards; nothing if it is dropped.
         expected: Vec<u8>,
+        /// Where it goes, if it is not dropped.
+        sent: Sent,
     },
     /// Time passes: nanoseconds.
     Advance(u64),
@@ -59,7 +61,7 @@ impl Scene {
         expected: impl Into<Vec<u8>>,
     ) -> Self {
         self.packet(
-            Side::Ingress,
+            Hook::PodIngress,
             packet.into(),
             false,
             verdict,
@@ -75,20 +77,26 @@ impl Scene {
         verdict: Verdict,
         expected: impl Into<Vec<u8>>,
     ) -> Self {
-        self.packet(Side::Egress, packet.into(), false, verdict, expected.into())
+        self.packet(
+            Hook::PodEgress,
+            packet.into(),
+            false,
+            verdict,
+            expected.into(),
+        )
     }
 
     /// A packet whose checksum is left to the device crosses the edge.
     #[must_use]
     pub fn partial(
         self,
-        side: Side,
+        hook: Hook,
         packet: &Frame,
         verdict: Verdict,
         expected: impl Into<Vec<u8>>,
     ) -> Self {
         self.packet(
-            side,
+            hook,
             packet.partial().bytes(),
             true,
             verdict,
@@ -136,19 +144,50 @@ impl Scene {
 
     fn packet(
         self,
-        side: Side,
+        hook: Hook,
         packet: Vec<u8>,
         is_partial: bool,
         verdict: Verdict,
         expected: Vec<u8>,
     ) -> Self {
+        let is_returned = matches!(
+            verdict,
+            Verdict::Reply(_) | Verdict::Rewrite(Rewrite::HairpinForward | Rewrite::HairpinReverse)
+        );
+        let sent = if is_returned {
+            Sent::Out(Skb::DEVICE)
+        } else {
+            Sent::Stack
+        };
         self.step(Step::Packet {
-            side,
+            hook,
             packet,
             is_partial,
             verdict,
             expected,
+            sent,
         })
+    }
+
+    /// The packet of the last step goes there.
+    #[must_use]
+    pub fn sent(mut self, to: Sent) -> Self {
+        if let Some(Step::Packet { sent, .. }) = self.steps.last_mut() {
+            *sent = to;
+        }
+        self
+    }
+
+    /// A packet is seen at a hook of the device [`Skb::DEVICE`].
+    #[must_use]
+    pub fn seen(
+        self,
+        hook: Hook,
+        packet: impl Into<Vec<u8>>,
+        verdict: Verdict,
+        expected: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.packet(hook, packet.into(), false, verdict, expected.into())
     }
 
     fn step(mut self, step: Step) -> Self {
@@ -166,18 +205,20 @@ impl Scene {
         for (number, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Packet {
-                    side,
+                    hook,
                     packet,
                     is_partial,
                     verdict,
                     expected,
+                    sent,
                 } => {
                     let mut skb = Skb {
                         is_partial: *is_partial,
+                        routes: memory.routes.clone(),
                         ..lay_out(Skb::new(packet.clone()))
                     };
-                    let got = decide(*side, &mut skb, &memory);
-                    compare((*verdict, expected), (got, &skb.bytes))
+                    let got = decide(&mut skb, &memory, *hook);
+                    compare((*verdict, expected, *sent), (got, &skb.bytes, skb.sent))
                         .map_err(|wrong| format!("{}, step {number}: {wrong}", self.name))?;
                 }
                 Step::Advance(nanoseconds) => memory.advance(*nanoseconds),
@@ -192,23 +233,21 @@ impl Scene {
     }
 }
 
-/// Lets the datapath decide about a packet.
-pub fn decide(side: Side, skb: &mut Skb, memory: &Memory) -> Verdict {
-    match side {
-        Side::Ingress => from_client(skb, memory),
-        Side::Egress => to_client(skb, memory),
-    }
-}
-
-/// Compares verdict and frame; that of a dropped packet does not matter.
-fn compare(expected: (Verdict, &[u8]), got: (Verdict, &[u8])) -> Result<(), String> {
+/// Compares verdict, frame and way; those of a dropped packet do not matter.
+fn compare(expected: (Verdict, &[u8], Sent), got: (Verdict, &[u8], Sent)) -> Result<(), String> {
     if expected.0 != got.0 {
         return Err(format!("{:?}, not {:?}", got.0, expected.0));
     }
-    if matches!(got.0, Verdict::Drop(_)) || expected.1 == got.1 {
+    if matches!(got.0, Verdict::Drop(_)) {
         return Ok(());
     }
-    Err(difference(expected.1, got.1))
+    if expected.1 != got.1 {
+        return Err(difference(expected.1, got.1));
+    }
+    if expected.2 != got.2 {
+        return Err(format!("goes {:?}, not {:?}", got.2, expected.2));
+    }
+    Ok(())
 }
 
 /// Two frames side by side, sixteen bytes a line, those lines that differ.

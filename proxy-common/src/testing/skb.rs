@@ -1,11 +1,14 @@
 //! A packet in the kernel's care.
 
 use core::ops::Range;
+use std::collections::BTreeMap;
 
 use bytemuck::Pod;
 
-use crate::datapath::Packet;
+use super::memory::longest;
+use crate::abi::{Addr, NetworkKey};
 use crate::datapath::checksum::Difference;
+use crate::datapath::{Origin, Packet, Route};
 
 /// A packet as a program sees it, with the kernel's knowledge of its checksum.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,14 +19,39 @@ pub struct Skb {
     pub is_partial: bool,
     /// How many of the first bytes can be read and written without a pull.
     pub n_linear: usize,
+    /// It is several segments in one.
+    pub is_segmented: bool,
+    /// The routing table: networks and the devices that lead to them.
+    pub routes: BTreeMap<NetworkKey, u32>,
+    /// Where it goes.
+    pub sent: Sent,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sent {
+    /// On through the stack.
+    Stack,
+    /// Out of the device with this index as it is.
+    Out(u32),
+    /// Into this node by the device with this index.
+    In(u32),
+    /// To a neighbour on the device with this index.
+    Neighbour(u32),
 }
 
 impl Skb {
+    /// Index of the device where all packets are seen: that of `lo`, as in a test run.
+    pub const DEVICE: u32 = 1;
+
     /// A packet in one piece of memory, whose checksums are complete.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self {
             n_linear: bytes.len(),
             is_partial: false,
+            is_segmented: false,
+            routes: BTreeMap::new(),
+            sent: Sent::Stack,
             bytes,
         }
     }
@@ -101,9 +129,38 @@ impl Packet for Skb {
         )
     }
 
+    /// No packet of a test has been summed up by its device.
+    fn keep_sum(&mut self, _pseudo: Difference) {}
+
     fn resize(&mut self, len: u32) -> Option<()> {
         self.bytes.resize(len as usize, 0);
         self.n_linear = self.n_linear.min(len as usize);
         Some(())
+    }
+
+    fn device(&self) -> u32 {
+        Self::DEVICE
+    }
+
+    fn is_segmented(&self) -> bool {
+        self.is_segmented
+    }
+
+    fn route(&mut self, _src: &Addr, dst: &Addr, _origin: Origin) -> Route {
+        match longest(&self.routes, dst) {
+            Some(device) => {
+                self.sent = Sent::Neighbour(device);
+                Route::Neighbour(device)
+            }
+            None => Route::None,
+        }
+    }
+
+    fn redirect_out(&mut self, device: u32) {
+        self.sent = Sent::Out(device);
+    }
+
+    fn redirect_in(&mut self, device: u32) {
+        self.sent = Sent::In(device);
     }
 }

@@ -1,33 +1,51 @@
 //! A socket buffer at a TC hook.
 
 use core::arch::asm;
+use core::hint::black_box;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_UNSPEC,
+};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
-use proxy_common::datapath::Packet;
+use proxy_common::abi::Addr;
 use proxy_common::datapath::checksum::{Difference, was_complete};
+use proxy_common::datapath::{Hook, Origin, Packet, Route};
+
+use super::fib;
+use crate::kernel;
 
 /// No header is further away: six IPv6 extensions of 2 KiB at the very most.
 const MAX_OFFSET: u32 = 0x3fff;
 
 /// A packet that is read and written where it lies.
-pub(crate) struct Skb(*mut __sk_buff);
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
+    /// What the kernel is to do with it.
+    action: i32,
+    /// It comes from a device that may have summed it up.
+    is_received: bool,
+}
 
 impl Skb {
-    pub(crate) fn new(context: &TcContext) -> Self {
-        Self(context.skb.skb)
+    #[inline(always)]
+    pub(crate) fn new(context: &TcContext, hook: Hook) -> Self {
+        Self {
+            raw: context.skb.skb,
+            action: TC_ACT_UNSPEC,
+            is_received: hook == Hook::NodeIngress,
+        }
     }
 
-    /// Index of the device.
+    /// What the kernel is to do with the packet, unless it is dropped.
     #[inline(always)]
-    pub(crate) fn ifindex(&self) -> u32 {
-        // SAFETY: the kernel hands out a valid context for the length of the program.
-        unsafe { (*self.0).ifindex }
+    pub(crate) fn action(&self) -> i32 {
+        self.action
     }
 
     /// Begin and end of the linear part, read afresh each time, since helpers move it.
@@ -45,7 +63,7 @@ impl Skb {
             asm!(
                 "{data} = *(u32 *)({skb} + {DATA})",
                 "{end} = *(u32 *)({skb} + {DATA_END})",
-                skb = in(reg) self.0,
+                skb = in(reg) self.raw,
                 data = out(reg) data,
                 end = lateout(reg) end,
                 DATA = const DATA,
@@ -72,7 +90,7 @@ impl Skb {
         };
         let difference = u64::from(difference.fold32());
         // SAFETY: the context is valid, and the helper checks `offset`.
-        let done = unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference, flags | zero) };
+        let done = unsafe { bpf_l4_csum_replace(self.raw, offset, 0, difference, flags | zero) };
         (done == 0).then_some(())
     }
 
@@ -92,7 +110,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: as in `ifindex`.
-        unsafe { (*self.0).len }
+        unsafe { (*self.raw).len }
     }
 
     #[inline(always)]
@@ -100,7 +118,7 @@ impl Packet for Skb {
         if self.at::<[u8; 2]>(len - 2).is_none() && self.len() >= len {
             // SAFETY: the context is valid. All pointers into the packet are made anew by `at`.
             // What could not be pulled is found missing when it is read.
-            let _pulled = unsafe { bpf_skb_pull_data(self.0, len) };
+            let _pulled = unsafe { bpf_skb_pull_data(self.raw, len) };
         }
     }
 
@@ -121,7 +139,7 @@ impl Packet for Skb {
             // SAFETY: the context is valid, the helper checks `offset`, and `value` has room for as
             // many bytes as are asked for.
             let done = unsafe {
-                bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), size_of::<T>() as u32)
+                bpf_skb_load_bytes(self.raw.cast(), offset, to.cast(), size_of::<T>() as u32)
             };
             (done == 0).then_some(value)
         })
@@ -168,10 +186,53 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn keep_sum(&mut self, pseudo: Difference) {
+        if self.is_received {
+            // SAFETY: the context is valid. Nothing happens if there is no such sum.
+            let _sum = unsafe { bpf_csum_update(self.raw, pseudo.fold32()) };
+        }
+    }
+
+    #[inline(always)]
     fn resize(&mut self, len: u32) -> Option<()> {
         // SAFETY: the context is valid; all pointers into the packet are made anew by `at`.
-        let done = unsafe { bpf_skb_change_tail(self.0, len, 0) };
+        let done = unsafe { bpf_skb_change_tail(self.raw, len, 0) };
         (done == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // Volatile, or LLVM makes one load of this and of a field of a map's value behind a choice of
+        // pointers: "same insn cannot be used with different pointers" (5.10 to 6.18).
+        // SAFETY: the kernel hands out a valid context for the length of the program.
+        unsafe { (&raw const (*self.raw).ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: as in `device`.
+        unsafe { (*self.raw).gso_size != 0 }
+    }
+
+    #[inline(always)]
+    fn route(&mut self, src: &Addr, dst: &Addr, origin: Origin) -> Route {
+        match black_box(fib::route(self.raw, src, dst, origin)) {
+            0 => Route::None,
+            device => {
+                self.action = TC_ACT_REDIRECT;
+                Route::Neighbour(device)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn redirect_out(&mut self, device: u32) {
+        self.action = kernel::redirect_out(device);
+    }
+
+    #[inline(always)]
+    fn redirect_in(&mut self, device: u32) {
+        self.action = kernel::redirect_in(device);
     }
 }
 

@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
@@ -15,11 +16,11 @@ use beeline::maps::Raw;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceCounters, Settings, Side, Verdict,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, ServiceCounters, Settings, Verdict,
 };
-use proxy_common::datapath::crc32c;
-use proxy_common::testing::{Memory, Scene, Skb, Step, decide, difference, scenes};
+use proxy_common::datapath::{Hook, crc32c, decide};
+use proxy_common::testing::{Memory, Scene, Sent, Skb, Step, difference, scenes};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BEELINE_BPF_OBJECT"));
 
@@ -106,13 +107,13 @@ fn play(kernel: &mut Kernel, scene: Scene, tally: &mut Tally) -> Result<(), Stri
             Step::Packet {
                 is_partial: true, ..
             } => tally.partial += 1,
-            Step::Packet { side, packet, .. } => {
-                let Some(crossed) = kernel.run(*side, packet) else {
+            Step::Packet { hook, packet, .. } => {
+                let Some(crossed) = kernel.run(*hook, packet) else {
                     tally.length += 1;
                     continue;
                 };
                 tally.packets += 1;
-                compare(kernel, &memory, *side, packet, crossed)
+                compare(kernel, &memory, *hook, packet, crossed)
                     .map_err(|wrong| format!("{name}, step {number}: {wrong}"))?;
             }
             Step::Advance(nanoseconds) => {
@@ -137,13 +138,14 @@ type Crossed = (i32, Vec<u8>);
 fn compare(
     kernel: &mut Kernel,
     memory: &Memory,
-    side: Side,
+    hook: Hook,
     packet: &[u8],
     (action, got): Crossed,
 ) -> Result<(), String> {
     let mut skb = Skb::new(packet.to_vec());
-    let verdict = decide(side, &mut skb, memory);
-    let expected = action_of(verdict);
+    skb.routes = memory.routes.clone();
+    let verdict = decide(&mut skb, memory, hook);
+    let expected = action_of(verdict, skb.sent);
     if action != expected {
         return Err(format!("{verdict:?}: action {action}, not {expected}"));
     }
@@ -158,11 +160,11 @@ fn compare(
 
 /// What the kernel is told to do with a packet (`linux/pkt_cls.h`): go on with the next program
 /// (-1), drop (2), redirect (7).
-fn action_of(verdict: Verdict) -> i32 {
-    match verdict {
-        returned if returned.is_returned() => 7,
-        Verdict::Pass(_) | Verdict::Rewrite(_) => -1,
-        Verdict::Reply(_) | Verdict::Drop(_) => 2,
+fn action_of(verdict: Verdict, sent: Sent) -> i32 {
+    match (verdict, sent) {
+        (Verdict::Drop(_), _) => 2,
+        (_, Sent::Stack) => -1,
+        (_, Sent::Out(_) | Sent::In(_) | Sent::Neighbour(_)) => 7,
     }
 }
 
@@ -170,6 +172,10 @@ fn action_of(verdict: Verdict) -> i32 {
 struct Kernel {
     bpf: Ebpf,
     frontends: BpfHashMap<MapData, Raw<FrontendKey>, Raw<Frontend>>,
+    addresses: BpfHashMap<MapData, Raw<Addr>, Raw<AddressFlags>>,
+    devices: BpfHashMap<MapData, u32, Raw<Device>>,
+    networks: LpmTrie<MapData, Raw<Addr>, Raw<NetworkFlags>>,
+    source_ranges: LpmTrie<MapData, Raw<RangeData>, u32>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Raw<Backend>>,
     settings: Array<MapData, Raw<Settings>>,
@@ -192,7 +198,7 @@ impl Kernel {
             loader.map_max_entries(name, ENTRIES);
         }
         let mut bpf = loader.load(OBJECT).expect("the object loads");
-        for name in ["pod_ingress", "pod_egress"] {
+        for name in Hook::ALL.map(program_of) {
             let program = bpf.program_mut(name).expect("the program is there");
             let program: &mut SchedClassifier = program.try_into().expect("a classifier");
             program.load().expect("the verifier accepts it");
@@ -203,6 +209,10 @@ impl Kernel {
         }
         Self {
             frontends: map(&mut bpf, "FRONTENDS"),
+            addresses: map(&mut bpf, "ADDRESSES"),
+            devices: map(&mut bpf, "DEVICES"),
+            networks: map(&mut bpf, "NETWORKS"),
+            source_ranges: map(&mut bpf, "SOURCE_RANGES"),
             slots: map(&mut bpf, "SLOTS"),
             backends: map(&mut bpf, "BACKENDS"),
             settings: map(&mut bpf, "SETTINGS"),
@@ -216,16 +226,15 @@ impl Kernel {
         }
     }
 
-    /// Runs the program of a side. `None`: this kernel does not run packets of such a length.
-    fn run(&self, side: Side, packet: &[u8]) -> Option<Crossed> {
+    /// Runs the program of a hook. `None`: this kernel does not run packets of such a length.
+    fn run(&self, hook: Hook, packet: &[u8]) -> Option<Crossed> {
         if packet.len() > LONGEST {
             return None;
         }
-        let name = match side {
-            Side::Ingress => "pod_ingress",
-            Side::Egress => "pod_egress",
-        };
-        let program = self.bpf.program(name).expect("the program is there");
+        let program = self
+            .bpf
+            .program(program_of(hook))
+            .expect("the program is there");
         let program: &SchedClassifier = program.try_into().expect("a classifier");
         let mut out = vec![0; LONGEST + 256];
         let options = TestRunOptions {
@@ -277,6 +286,18 @@ impl Kernel {
                 .insert(Raw(*key), Raw(*frontend), 0)
                 .expect("a frontend");
         });
+        empty(&mut self.addresses);
+        for (addr, flags) in &memory.addresses {
+            self.addresses
+                .insert(Raw(*addr), Raw(*flags), 0)
+                .expect("an address");
+        }
+        for (index, device) in &memory.devices {
+            self.devices
+                .insert(*index, Raw(*device), 0)
+                .expect("a device");
+        }
+        self.replace_networks(memory);
         for (index, slot) in (0..).zip(&memory.slots) {
             self.slots.set(index, *slot, 0).expect("a slot");
         }
@@ -290,6 +311,39 @@ impl Kernel {
             if !memory.flows.borrow().contains_key(&key) {
                 self.flows.remove(&Raw(key)).expect("a flow");
             }
+        }
+    }
+
+    fn replace_networks(&mut self, memory: &Memory) {
+        for key in self
+            .networks
+            .keys()
+            .collect::<Result<Vec<_>, _>>()
+            .expect("keys")
+        {
+            self.networks.remove(&key).expect("a network");
+        }
+        for (key, flags) in &memory.networks {
+            let key = Key::new(key.prefix_len, Raw(key.addr));
+            self.networks
+                .insert(&key, Raw(*flags), 0)
+                .expect("a network");
+        }
+        for key in self
+            .source_ranges
+            .keys()
+            .collect::<Result<Vec<_>, _>>()
+            .expect("keys")
+        {
+            self.source_ranges.remove(&key).expect("a range");
+        }
+        for range in &memory.source_ranges {
+            let data = RangeData {
+                service: range.service,
+                addr: range.addr,
+            };
+            let key = Key::new(range.prefix_len, Raw(data));
+            self.source_ranges.insert(&key, 1, 0).expect("a range");
         }
     }
 
@@ -373,9 +427,29 @@ impl Kernel {
     }
 }
 
+/// The data of a key of `SOURCE_RANGES`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct RangeData {
+    service: u32,
+    addr: Addr,
+}
+
+/// The program at a hook.
+fn program_of(hook: Hook) -> &'static str {
+    match hook {
+        Hook::PodIngress => "pod_ingress",
+        Hook::PodEgress => "pod_egress",
+        Hook::NodeIngress => "node_ingress",
+        Hook::NodeEgress => "node_egress",
+    }
+}
+
 /// The maps that are made smaller.
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 10] = [
     "FRONTENDS",
+    "ADDRESSES",
+    "SOURCE_RANGES",
     "SLOTS",
     "BACKENDS",
     "SERVICES",

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::abi::{Protocol, Side, Verdict};
-use crate::testing::{Extension, Frame, Memory, Skb, decide};
+use crate::abi::{Protocol, Verdict};
+use crate::datapath::{Hook, decide};
+use crate::testing::{Extension, Frame, Memory, Skb};
 
 /// Flags and chunks that open nothing.
 const LATER_FLAGS: [u8; 6] = [0x10, 0x18, 0x11, 0x12, 0x04, 0x31];
@@ -157,8 +158,8 @@ pub(super) fn conversation() -> impl Strategy<Value = (Protocol, Ends, [Frame; 3
 }
 
 /// The verdict about a frame, and the frame afterwards.
-pub(super) fn send(side: Side, bytes: Vec<u8>, memory: &Memory) -> (Verdict, Vec<u8>) {
+pub(super) fn send(hook: Hook, bytes: Vec<u8>, memory: &Memory) -> (Verdict, Vec<u8>) {
     let mut skb = Skb::new(bytes);
-    let verdict = decide(side, &mut skb, memory);
+    let verdict = decide(&mut skb, memory, hook);
     (verdict, skb.bytes)
 }

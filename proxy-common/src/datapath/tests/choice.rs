@@ -73,7 +73,7 @@ fn choices(count: u16, service: u32, client: Client) -> Vec<usize> {
                 side: Side::Ingress as u8,
                 _pad: 0,
             };
-            let chosen = select_backend(&memory, &frontend, &flow, 0);
+            let chosen = select_backend(&memory, &frontend, false, &flow, 0);
             chosen.expect("there are backends").id as usize
         })
         .collect()

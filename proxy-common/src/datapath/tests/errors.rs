@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 
 use super::any::{between, conversation, ip, send};
-use crate::abi::{Protocol, Rewrite, Side, Verdict};
+use crate::abi::{Protocol, Rewrite, Verdict};
+use crate::datapath::Hook;
 use crate::testing::{Frame, Icmp, Memory, verify};
 
 /// Where the error comes from.
@@ -35,7 +36,7 @@ proptest! {
         let sender = if is_router { Sender::Router(router) } else { Sender::Backend };
         let memory = ends.serving(protocol);
         let opening = between(&opening, ends.client, ends.frontend).bytes();
-        prop_assert_eq!(send(Side::Ingress, opening, &memory).0, Verdict::Rewrite(Rewrite::NewFlow));
+        prop_assert_eq!(send(Hook::PodIngress, opening, &memory).0, Verdict::Rewrite(Rewrite::NewFlow));
 
         let sent = between(&more, ends.client, ends.frontend);
         let translated = between(&more, ends.client, ends.backend);
@@ -47,7 +48,7 @@ proptest! {
         let error = |from, quote| error(from, ends.client.ip(), parameter, quote);
         check(
             &memory,
-            Side::Egress,
+            Hook::PodEgress,
             &error(from, beginning(&translated, len)),
             &error(to, as_sent(&sent, &translated, len)),
         )?;
@@ -61,7 +62,7 @@ proptest! {
     ) {
         let memory = ends.serving(protocol);
         let opening = between(&opening, ends.client, ends.frontend).bytes();
-        prop_assert_eq!(send(Side::Ingress, opening, &memory).0, Verdict::Rewrite(Rewrite::NewFlow));
+        prop_assert_eq!(send(Hook::PodIngress, opening, &memory).0, Verdict::Rewrite(Rewrite::NewFlow));
 
         let answered = between(&answer, ends.backend, ends.client);
         let translated = between(&answer, ends.frontend, ends.client);
@@ -69,15 +70,15 @@ proptest! {
         let error = |to: SocketAddr, quote| error(ends.client.ip(), to.ip(), parameter, quote);
         check(
             &memory,
-            Side::Ingress,
+            Hook::PodIngress,
             &error(ends.frontend, beginning(&translated, len)),
             &error(ends.backend, as_sent(&answered, &translated, len)),
         )?;
     }
 }
 
-fn check(memory: &Memory, side: Side, error: &Icmp, expected: &Icmp) -> Result<(), TestCaseError> {
-    let (verdict, got) = send(side, error.bytes(), memory);
+fn check(memory: &Memory, hook: Hook, error: &Icmp, expected: &Icmp) -> Result<(), TestCaseError> {
+    let (verdict, got) = send(hook, error.bytes(), memory);
     prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::IcmpError));
     prop_assert_eq!(verify(&got), Ok(()));
     prop_assert_eq!(got, expected.bytes());

@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::any::{Ends, between, conversation, send};
-use crate::abi::{Drop, Protocol, Side, Verdict};
-use crate::testing::{Frame, Icmp, Memory, Skb, decide};
+use crate::abi::{Drop, Protocol, Verdict};
+use crate::datapath::{Hook, decide};
+use crate::testing::{Frame, Icmp, Memory, Skb};
 
 /// What may happen to a packet.
 #[derive(Clone, Debug)]
@@ -99,10 +100,10 @@ const SEEDS: [Seed; 6] = [
 ];
 
 impl Seed {
-    fn side(self) -> Side {
+    fn hook(self) -> Hook {
         match self {
-            Self::Opening | Self::More | Self::Piece | Self::ErrorFromClient => Side::Ingress,
-            Self::Answer | Self::ErrorToClient => Side::Egress,
+            Self::Opening | Self::More | Self::Piece | Self::ErrorFromClient => Hook::PodIngress,
+            Self::Answer | Self::ErrorToClient => Hook::PodEgress,
         }
     }
 
@@ -129,15 +130,15 @@ impl Seed {
 }
 
 /// What passes is as it was, and how the packet lies in memory does not matter.
-fn check(side: Side, bytes: &[u8], memory: &Memory) -> Result<(), TestCaseError> {
+fn check(hook: Hook, bytes: &[u8], memory: &Memory) -> Result<(), TestCaseError> {
     let scattered_memory = memory.clone();
-    let (verdict, after) = send(side, bytes.to_vec(), memory);
+    let (verdict, after) = send(hook, bytes.to_vec(), memory);
     if let Verdict::Pass(_) = verdict {
         prop_assert_eq!(&after, bytes);
     }
     prop_assert_ne!(verdict, Verdict::Drop(Drop::Write));
     let mut scattered = Skb::new(bytes.to_vec()).scattered();
-    prop_assert_eq!(decide(side, &mut scattered, &scattered_memory), verdict);
+    prop_assert_eq!(decide(&mut scattered, &scattered_memory, hook), verdict);
     prop_assert_eq!(scattered.bytes, after);
     Ok(())
 }
@@ -147,8 +148,8 @@ proptest! {
 
     #[test]
     fn random_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), ingress: bool) {
-        let side = if ingress { Side::Ingress } else { Side::Egress };
-        check(side, &bytes, &Memory::default())?;
+        let hook = if ingress { Hook::PodIngress } else { Hook::PodEgress };
+        check(hook, &bytes, &Memory::default())?;
     }
 
     #[test]
@@ -162,7 +163,7 @@ proptest! {
         let mut memory = ends.serving(protocol);
         if has_flow {
             let opening = Seed::Opening.bytes(&ends, &frames);
-            prop_assert!(matches!(send(Side::Ingress, opening, &memory).0, Verdict::Rewrite(_)));
+            prop_assert!(matches!(send(Hook::PodIngress, opening, &memory).0, Verdict::Rewrite(_)));
         }
         if !has_backend {
             memory.point(ends.frontend, protocol, &[]);
@@ -172,7 +173,7 @@ proptest! {
         for fault in &faults {
             fault.befall(&mut bytes);
         }
-        check(seed.side(), &bytes, &memory)?;
+        check(seed.hook(), &bytes, &memory)?;
     }
 }
 
@@ -190,7 +191,7 @@ fn any_header_byte_may_have_any_value() {
         let memory = ends.serving(Protocol::Tcp);
         let opening = Seed::Opening.bytes(&ends, &frames);
         assert!(matches!(
-            send(Side::Ingress, opening, &memory).0,
+            send(Hook::PodIngress, opening, &memory).0,
             Verdict::Rewrite(_)
         ));
         let whole = seed.bytes(&ends, &frames);
@@ -198,7 +199,7 @@ fn any_header_byte_may_have_any_value() {
             for value in 0..=u8::MAX {
                 let mut bytes = whole.clone();
                 bytes[at] = value;
-                check(seed.side(), &bytes, &memory).expect("no harm");
+                check(seed.hook(), &bytes, &memory).expect("no harm");
             }
         }
     }

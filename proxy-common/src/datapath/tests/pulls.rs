@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
-use crate::abi::{Protocol, Side};
-use crate::testing::{Frame, Memory, Skb, decide};
+use crate::abi::Protocol;
+use crate::datapath::{Hook, decide};
+use crate::testing::{Frame, Memory, Skb};
 
 const CLIENT: &str = "10.0.1.5:40000";
 const FRONTEND: &str = "10.96.0.10:38412";
@@ -18,7 +19,7 @@ fn nothing_behind_an_sctp_header_is_pulled() {
     for chunk in [1, 10, DATA, 7] {
         let frame = Frame::sctp(chunk, CLIENT, FRONTEND);
         let mut skb = Skb::new(frame.bytes()).scattered();
-        let verdict = decide(Side::Ingress, &mut skb, &memory);
+        let verdict = decide(&mut skb, &memory, Hook::PodIngress);
         assert_eq!(verdict.kind(), "rewrite");
         assert_eq!(skb.n_linear, 14 + 20 + 12, "chunk {chunk}");
     }

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::any::{between, conversation, ends, protocol, send};
-use crate::abi::{Drop, FlowRole, Port, Protocol, Rewrite, Side, Verdict};
+use crate::abi::{Drop, FlowRole, Port, Protocol, Rewrite, Verdict};
+use crate::datapath::Hook;
 use crate::testing::{Frame, Memory, verify};
 
 proptest! {
@@ -21,19 +22,19 @@ proptest! {
         let to_backend = |frame: &Frame| between(frame, ends.client, ends.backend).bytes();
 
         let sent = between(&opening, ends.client, ends.frontend).bytes();
-        let (verdict, got) = send(Side::Ingress, sent, &memory);
+        let (verdict, got) = send(Hook::PodIngress, sent, &memory);
         prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::NewFlow));
         prop_assert_eq!(&got, &to_backend(&opening));
         prop_assert_eq!(verify(&got), Ok(()));
 
         let sent = between(&more, ends.client, ends.frontend).bytes();
-        let (verdict, got) = send(Side::Ingress, sent, &memory);
+        let (verdict, got) = send(Hook::PodIngress, sent, &memory);
         prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::Forward));
         prop_assert_eq!(&got, &to_backend(&more));
         prop_assert_eq!(verify(&got), Ok(()));
 
         let sent = between(&answer, ends.backend, ends.client).bytes();
-        let (verdict, got) = send(Side::Egress, sent, &memory);
+        let (verdict, got) = send(Hook::PodEgress, sent, &memory);
         prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::Reverse));
         prop_assert_eq!(&got, &between(&answer, ends.frontend, ends.client).bytes());
         prop_assert_eq!(verify(&got), Ok(()));
@@ -52,12 +53,12 @@ proptest! {
             .collect();
         memory.point(ends.frontend, protocol, &backends);
         let opening = between(&opening(protocol), ends.client, ends.frontend).bytes();
-        let first = send(Side::Ingress, opening.clone(), &memory);
+        let first = send(Hook::PodIngress, opening.clone(), &memory);
         prop_assert_eq!(first.0, Verdict::Rewrite(Rewrite::NewFlow));
         memory.flows.borrow_mut().retain(|_, flow| flow.role == FlowRole::Reverse as u8);
-        prop_assert_eq!(&send(Side::Ingress, opening.clone(), &memory), &first);
+        prop_assert_eq!(&send(Hook::PodIngress, opening.clone(), &memory), &first);
         memory.flows.borrow_mut().clear();
-        prop_assert_eq!(&send(Side::Ingress, opening, &memory), &first);
+        prop_assert_eq!(&send(Hook::PodIngress, opening, &memory), &first);
         prop_assert_eq!(memory.flows.borrow().len(), 2);
     }
 
@@ -76,7 +77,7 @@ proptest! {
         for (protocol, client, port, service, is_kept) in flows {
             let (client, frontend) = (client_at(is_v4, client, port), frontend_at(is_v4, service));
             let opening = between(&opening(protocol), client, frontend);
-            let (verdict, got) = send(Side::Ingress, opening.bytes(), &memory);
+            let (verdict, got) = send(Hook::PodIngress, opening.bytes(), &memory);
             if verdict == Verdict::Drop(Drop::PortsExhausted) {
                 continue;
             }
@@ -86,7 +87,7 @@ proptest! {
             prop_assert_eq!(owner, (client, frontend));
 
             let answer = between(&answer(protocol), dst, src);
-            let (verdict, got) = send(Side::Egress, answer.bytes(), &memory);
+            let (verdict, got) = send(Hook::PodEgress, answer.bytes(), &memory);
             prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::Reverse));
             prop_assert_eq!(got, between(&answer, frontend, client).bytes());
             if !is_kept {

@@ -64,9 +64,7 @@ fn joined(stage: Stage, protocol: Protocol) -> impl Fn(&mut Memory) {
 fn moved(stage: Stage, protocol: Protocol, state: BackendState) -> impl Fn(&mut Memory) {
     move |memory| {
         memory.point(at(stage.frontend), protocol, &[at(stage.other_backend)]);
-        memory
-            .backends_at(ip(stage.backend))
-            .for_each(|backend| backend.state = state as u8);
+        memory.retire_backends_at(ip(stage.backend), state);
     }
 }
 
@@ -250,7 +248,9 @@ fn not_local(stage: Stage, protocol: Protocol) -> Scene {
     .change(move |memory| {
         memory
             .backends_at(ip(stage.other_backend))
-            .for_each(|backend| backend.flags = BackendFlags::IS_LOCAL);
+            .for_each(|backend| {
+                backend.flags = BackendFlags::IS_LOCAL.union(BackendFlags::IN_LOCAL_SET);
+            });
         let frontend = memory.frontend_mut(at(stage.frontend), protocol);
         frontend.flags = FrontendFlags::LOCAL_ONLY;
         frontend.n_local = 1;

@@ -5,7 +5,8 @@ use super::stage::{
     PROTOCOLS, REVERSE, RST, RST_ACK, SHUTDOWN, SHUTDOWN_COMPLETE, STAGES, Stage, V4, V6, at, ip,
     reply_to, unreachable,
 };
-use crate::abi::{BackendState, Drop, Port, Protocol, Side};
+use crate::abi::{BackendState, Drop, Port, Protocol};
+use crate::datapath::Hook;
 use crate::testing::{Extension, Frame, Memory, Scene};
 
 pub(super) fn scenes() -> Vec<Scene> {
@@ -96,7 +97,12 @@ fn partial_tcp(stage: Stage) -> Scene {
         Protocol::Tcp,
         "a gone backend, the device completes the reset",
     )
-    .partial(Side::Ingress, &more, GONE_RESET, &reset_to(&more).partial())
+    .partial(
+        Hook::PodIngress,
+        &more,
+        GONE_RESET,
+        &reset_to(&more).partial(),
+    )
 }
 
 fn reset_behind_options() -> Scene {
@@ -150,7 +156,12 @@ fn partial_sctp(stage: Stage) -> Scene {
         Protocol::Sctp,
         "a gone backend, the device completes the ABORT",
     )
-    .partial(Side::Ingress, &data, GONE_ABORT, &abort_to(&data).partial())
+    .partial(
+        Hook::PodIngress,
+        &data,
+        GONE_ABORT,
+        &abort_to(&data).partial(),
+    )
 }
 
 fn udp(stage: Stage) -> Scene {

@@ -1,7 +1,8 @@
 //! Checksums in their awkward states.
 
 use super::stage::{FORWARD, NEW_FLOW, PROTOCOLS, REVERSE, STAGES, Stage, V4};
-use crate::abi::{Protocol, Side};
+use crate::abi::Protocol;
+use crate::datapath::Hook;
 use crate::testing::{Frame, Scene};
 
 pub(super) fn scenes() -> Vec<Scene> {
@@ -55,19 +56,19 @@ fn left_to_the_device(stage: Stage, protocol: Protocol) -> Scene {
         stage.serving(protocol),
     )
     .partial(
-        Side::Ingress,
+        Hook::PodIngress,
         &opening,
         NEW_FLOW,
         &stage.forward(&opening).partial(),
     )
     .partial(
-        Side::Ingress,
+        Hook::PodIngress,
         &more,
         FORWARD,
         &stage.forward(&more).partial(),
     )
     .partial(
-        Side::Egress,
+        Hook::PodEgress,
         &answer,
         REVERSE,
         &stage.reverse(&answer).partial(),
@@ -142,9 +143,9 @@ fn addresses_cancel_out(stage: Stage, protocol: Protocol) -> Scene {
     .from_client(&opening, NEW_FLOW, &forward(&opening))
     .from_client(&more, FORWARD, &forward(&more))
     .to_client(&answer, REVERSE, &stage.reverse(&answer))
-    .partial(Side::Ingress, &more, FORWARD, &forward(&more).partial())
+    .partial(Hook::PodIngress, &more, FORWARD, &forward(&more).partial())
     .partial(
-        Side::Egress,
+        Hook::PodEgress,
         &answer,
         REVERSE,
         &stage.reverse(&answer).partial(),

@@ -205,7 +205,7 @@ fn of_an_extension(stage: Stage) -> Scene {
             "a later piece of an extension header over {} passes",
             stage.family
         ),
-        stage.serving(Protocol::Udp),
+        stage.external(Protocol::Udp),
     )
     .passes(later.claiming(60), Pass::OtherProtocol)
 }

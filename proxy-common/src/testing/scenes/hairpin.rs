@@ -1,11 +1,11 @@
 //! A pod that reaches itself through a Service.
 
 use super::stage::{
-    GONE_ABORT, GONE_RESET, HAIRPIN_FORWARD, HAIRPIN_REVERSE, NEW_FLOW, PROTOCOLS, REVERSE, RST,
-    STAGES, Stage, at, host, ip, port_unreachable, reply_to,
+    GONE_ABORT, GONE_RESET, HAIRPIN_FORWARD, HAIRPIN_REVERSE, ICMP_ERROR, NEW_FLOW, PROTOCOLS,
+    REVERSE, RST, STAGES, Stage, at, host, ip, port_unreachable, reply_to,
 };
 use crate::abi::{Port, Protocol};
-use crate::testing::{Frame, Icmp, Memory, Scene};
+use crate::testing::{Frame, Icmp, Memory, Scene, Sent, Skb};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
@@ -100,7 +100,8 @@ fn error_from_the_backend(stage: Stage, protocol: Protocol, has_node: bool) -> S
         memory,
     )
     .from_client(&opening, HAIRPIN_FORWARD, &got.turned())
-    .from_client(&error, HAIRPIN_REVERSE, &expected)
+    .from_client(&error, ICMP_ERROR, &expected)
+    .sent(Sent::Out(Skb::DEVICE))
 }
 
 /// The pod as a client complains about an answer.
@@ -128,7 +129,8 @@ fn error_from_the_client(stage: Stage, protocol: Protocol, has_node: bool) -> Sc
         &opening.between(&source, stage.self_backend).turned(),
     )
     .from_client(&answer, HAIRPIN_REVERSE, &got.turned())
-    .from_client(&error, HAIRPIN_FORWARD, &expected)
+    .from_client(&error, ICMP_ERROR, &expected)
+    .sent(Sent::Out(Skb::DEVICE))
 }
 
 /// The IP header and eight bytes.

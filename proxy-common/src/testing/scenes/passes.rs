@@ -42,7 +42,7 @@ fn other_protocols(stage: Stage) -> Scene {
                 "protocols over {} that Services cannot use pass",
                 stage.family
             ),
-            stage.serving(Protocol::Tcp),
+            stage.external(Protocol::Tcp),
         ),
         |scene, protocol| {
             let frame = frame.claiming(protocol);
@@ -69,7 +69,7 @@ fn echo(stage: Stage) -> Scene {
             "echo requests over {} pass, and the other family's ICMP",
             stage.family
         ),
-        stage.serving(Protocol::Tcp),
+        stage.external(Protocol::Tcp),
     )
     .passes(&request, Pass::UnrelatedError)
     .passes_to_client(&answer, Pass::UnrelatedError)
@@ -83,7 +83,7 @@ fn elsewhere(stage: Stage, protocol: Protocol) -> Scene {
     let other_protocols = PROTOCOLS.into_iter().filter(|&other| other != protocol);
     let scene = Scene::new(
         format!("{protocol} over {} to no Service passes", stage.family),
-        stage.serving(protocol),
+        stage.external(protocol),
     )
     .passes(&frame.between(stage.client, &other_port), NO_SERVICE)
     .passes(
@@ -104,7 +104,7 @@ fn without_flow(stage: Stage, protocol: Protocol) -> Scene {
             "{protocol} over {}: to the client passes what is no answer",
             stage.family
         ),
-        stage.serving(protocol),
+        stage.external(protocol),
     )
     .passes_to_client(&stage.answer(protocol), NO_SERVICE)
     .passes_to_client(&stage.opening(protocol), NO_SERVICE)
@@ -127,7 +127,7 @@ fn cut(stage: Stage, protocol: Protocol) -> Scene {
                 "{protocol} over {}: a packet cut short passes",
                 stage.family
             ),
-            stage.serving(protocol),
+            stage.external(protocol),
         ),
         |scene, len| scene.passes(&whole[..len], Pass::Malformed),
     )
@@ -149,7 +149,7 @@ fn length_too_short(stage: Stage, protocol: Protocol) -> Scene {
                 "{protocol} over {}: a header that ends in padding passes",
                 stage.family
             ),
-            stage.serving(protocol),
+            stage.external(protocol),
         ),
         |scene, len| {
             let mut padded = packet.shortened(len);

@@ -4,7 +4,8 @@ use super::stage::{
     ACK, NO_ENDPOINT_RESET, NO_ENDPOINT_UNREACHABLE, PROTOCOLS, RST, RST_ACK, STAGES, SYN, Stage,
     V4, V6, at, reply_to, unreachable,
 };
-use crate::abi::{Drop, FrontendFlags, Pass, Protocol, ServiceCounters, SettingsFlags, Side};
+use crate::abi::{Drop, FrontendFlags, Pass, Protocol, ServiceCounters, SettingsFlags};
+use crate::datapath::Hook;
 use crate::testing::{Extension, Frame, Icmp, Scene};
 
 pub(super) fn scenes() -> Vec<Scene> {
@@ -105,7 +106,7 @@ fn partial_syn(stage: Stage) -> Scene {
         stage.serving_by(Protocol::Tcp, &[]),
     )
     .partial(
-        Side::Ingress,
+        Hook::PodIngress,
         &syn,
         NO_ENDPOINT_RESET,
         &reset_to(&syn, 1).partial(),
@@ -221,7 +222,12 @@ fn partial_udp(stage: Stage) -> Scene {
         ),
         stage.serving_by(Protocol::Udp, &[]),
     )
-    .partial(Side::Ingress, &question, NO_ENDPOINT_UNREACHABLE, &answer)
+    .partial(
+        Hook::PodIngress,
+        &question,
+        NO_ENDPOINT_UNREACHABLE,
+        &answer,
+    )
 }
 
 fn in_mid_flow(stage: Stage) -> Scene {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::abi::{Drop, FlowState, Pass, Protocol, Reply, Rewrite, Verdict};
+use crate::abi::{AddressFlags, Drop, FlowState, Pass, Protocol, Reply, Rewrite, Verdict};
 use crate::testing::{Frame, Icmp, Memory};
 
 pub(super) const NEW_FLOW: Verdict = Verdict::Rewrite(Rewrite::NewFlow);
@@ -97,6 +97,16 @@ impl Stage {
     /// One Service of this protocol with one backend.
     pub(super) fn serving(&self, protocol: Protocol) -> Memory {
         self.serving_by(protocol, &[self.backend])
+    }
+
+    /// One Service of this protocol with one backend, at an external address: the other ports and
+    /// protocols of a cluster IP would refuse.
+    pub(super) fn external(&self, protocol: Protocol) -> Memory {
+        let mut memory = self.serving(protocol);
+        let _cluster_ip = memory
+            .addresses
+            .insert(ip(self.frontend).into(), AddressFlags::EXTERNAL);
+        memory
     }
 
     /// One Service of this protocol with these backends.

@@ -1,0 +1,76 @@
+//! Which frontend a packet is for.
+
+use super::Tables;
+use crate::abi::{Addr, AddressFlags, FlowKey, Frontend, FrontendKey, NetworkFlags, SettingsFlags};
+
+/// What is at the address and port that a packet is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found<'a> {
+    /// A frontend.
+    Frontend(&'a Frontend),
+    /// A cluster IP that does not have this port (rule R15).
+    UnusedPort,
+    /// An address of a ServiceCIDR that no Service has (rule R16).
+    Unallocated,
+    /// Nothing of ours (rule R8).
+    Nothing,
+}
+
+/// Looks for the frontend of a packet: an exact match comes before NodePorts (rule R94).
+#[inline(always)]
+pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FlowKey) -> Found<'a> {
+    let flags = tables.address(&key.tuple.dst);
+    if flags.is_empty() {
+        return elsewhere(tables, &key.tuple.dst);
+    }
+    let has_node_ports = flags.contains(AddressFlags::NODE_PORTS);
+    match at(tables, key, has_node_ports) {
+        Some(frontend) => Found::Frontend(frontend),
+        None => no_port(flags),
+    }
+}
+
+#[inline(never)]
+fn at<'a, T: Tables>(tables: &'a T, key: &FlowKey, has_node_ports: bool) -> Option<&'a Frontend> {
+    tables.frontend(&FrontendKey::of(key)).or_else(|| {
+        if has_node_ports {
+            tables.frontend(&FrontendKey::node_port_of(key))
+        } else {
+            None
+        }
+    })
+}
+
+/// What is at an address for a protocol that has no ports.
+#[inline(always)]
+pub fn address<'a, T: Tables>(tables: &T, addr: &Addr) -> Found<'a> {
+    let flags = tables.address(addr);
+    if flags.is_empty() {
+        elsewhere(tables, addr)
+    } else {
+        no_port(flags)
+    }
+}
+
+/// A cluster IP that this node owns is left to it (rule R17).
+#[inline(always)]
+fn no_port<'a>(flags: AddressFlags) -> Found<'a> {
+    if flags.contains(AddressFlags::CLUSTER_IP) && !flags.contains(AddressFlags::NODE) {
+        Found::UnusedPort
+    } else {
+        Found::Nothing
+    }
+}
+
+#[inline(always)]
+fn elsewhere<'a, T: Tables>(tables: &T, addr: &Addr) -> Found<'a> {
+    let knows_networks = tables
+        .settings()
+        .flags
+        .contains(SettingsFlags::SERVICE_CIDRS);
+    if knows_networks && tables.network(addr).contains(NetworkFlags::SERVICES) {
+        Found::Unallocated
+    } else {
+        Found::Nothing
+    }
+}
