@@ -16,7 +16,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
+use crate::devices::routes::RouteError;
 use crate::loader::attach::AttachError;
 use crate::loader::checks::CheckError;
 use crate::loader::lock::LockError;
@@ -114,6 +116,10 @@ enum Error {
     Lock(#[from] LockError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    HostEdge(#[from] HostEdgeError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
@@ -219,6 +225,42 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// `beeline run` with one more option.
+    fn file<'a>(option: &'a str, value: &'a str) -> [&'a str; 8] {
+        let [a, b, c, d, e, f] = ["beeline", "run", "--source", "file", "--manifests", "x"];
+        [a, b, c, d, e, f, option, value]
+    }
+
+    #[test]
+    fn traffic_is_treated_as_asked() {
+        for arguments in [
+            file("--nodeport-addresses", ""),
+            file("--nodeport-addresses", "192.0.2.0/24, ::/0"),
+            file("--detect-local-mode", "NodeCIDR"),
+            file("--cluster-cidr", "fd00::/64,10.0.0.0/8"),
+            file("--source-nat", "like-kube-proxy"),
+            file("--gone-backends", "keep"),
+            file("--feature-gates", "PreferSameTrafficDistribution=false"),
+            file("--node-devices", "eth*,!eth1"),
+            file("--service-cidr", "10.96.0.0/16"),
+        ] {
+            assert!(Cli::read(arguments).is_ok(), "{arguments:?}");
+        }
+        let [.., option, value] = file("--masquerade-all", "--masquerade-all=false");
+        for flag in [option, value] {
+            let arguments = [
+                "beeline",
+                "run",
+                "--source",
+                "file",
+                "--manifests",
+                "x",
+                flag,
+            ];
+            assert!(Cli::read(arguments).is_ok(), "{flag}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_is_a_usage_error() {
         for arguments in [
@@ -263,6 +305,18 @@ mod tests {
                 ",",
             ],
             &["beeline", "status", "--no-such-flag"],
+            &file("--detect-local-mode", "BridgeInterface"),
+            &file("--detect-local-mode", "InterfaceNamePrefix"),
+            &file("--pod-bridge-interface", "cni0"),
+            &file("--pod-interface-name-prefix", "cali"),
+            &file("--detect-local-mode", "Magic"),
+            &file("--cluster-cidr", "10.0.0.0/8,10.1.0.0/16"),
+            &file("--nodeport-addresses", "primary,10.0.0.0/8"),
+            &file("--source-nat", "never"),
+            &file("--service-cidr", "10.96.0.1"),
+            &file("--source-ports", "80-90"),
+            &file("--feature-gates", "SCTPSupport=true"),
+            &file("--masquerade-all", "true"),
         ] {
             let error = Cli::read(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");

@@ -1,54 +1,49 @@
-//! Which devices lead to pods, and which addresses are this node's.
+//! Which devices lead where, and which addresses are this node's.
 //!
 //! [`monitor`] turns rtnetlink into events; [`Devices`] turns events into tasks, purely.
+//! [`host_edge`] makes the device that this node's own processes reach Services by, [`routes`] the
+//! routes to it.
 
+pub mod host_edge;
 pub mod monitor;
 mod pattern;
+mod role;
+pub mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use proxy_common::abi::Family;
-
-pub use self::pattern::{PatternError, PodDevices};
+pub use self::pattern::{DevicePatterns, PatternError};
+pub use self::role::{Link, LinkKind, Patterns, Port, Role, roles};
 pub use crate::loader::attach::Device;
+use crate::node::LocalDevice;
 
-/// What is known of a link.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Link {
-    /// Its number and name.
-    pub device: Device,
-    /// Whether it is one end of a pair: veth or netkit.
-    pub is_pair: bool,
-    /// Whether its other end, if it has one, is in another network namespace.
-    pub is_peer_elsewhere: bool,
-}
-
-/// What a device is to us.
+/// An address that a device has and that may be used.
+///
+/// Tentative IPv6 addresses are not: nobody answers for them yet; nor are those that another host
+/// turned out to have. All others are this node's, deprecated and temporary ones included; these
+/// two only make the last sources, since flows should outlive them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// A pod is behind it.
-    PodEdge,
-    /// Anything else.
-    Other,
+pub struct Assigned {
+    /// The address.
+    pub ip: IpAddr,
+    /// How well it suits as the source of a packet.
+    pub standing: Standing,
 }
 
-/// Names of devices that Beeline makes itself begin so.
-const OURS: &str = "beeline";
-
-/// The role of `link`. On its own, a device leads to a pod if it is one end of a pair whose other
-/// end is in another network namespace, unless it carries a default route: then this is a node
-/// that is itself a container, and the device its way out. `pods` overrides that by name.
-pub fn role(link: &Link, is_uplink: bool, pods: &PodDevices) -> Role {
-    let is_edge = link.is_pair && link.is_peer_elsewhere && !is_uplink;
-    let name = &link.device.name;
-    let is_chosen = pods.verdict(name).unwrap_or(is_edge);
-    if is_chosen && !name.starts_with(OURS) {
-        Role::PodEdge
-    } else {
-        Role::Other
-    }
+/// How well an address suits as the source of a packet, the best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Standing {
+    /// Nothing is wrong with it.
+    Preferred,
+    /// The second of its network.
+    Secondary,
+    /// IPv6: made up for privacy and for some hours only.
+    Temporary,
+    /// IPv6: on its way out.
+    Deprecated,
+    /// Not for others: its scope is the link or this host.
+    Narrow,
 }
 
 /// A change of links or addresses.
@@ -58,10 +53,12 @@ pub enum Event {
     Link(Link),
     /// The link with this number is gone.
     LinkGone(u32),
-    /// The link has this global address.
-    Address(u32, IpAddr),
-    /// The link has it no more.
+    /// The link has this address.
+    Address(u32, Assigned),
+    /// The link has it no more, or it may not be used.
     AddressGone(u32, IpAddr),
+    /// One of our routes is gone.
+    RouteGone,
     /// All there is: at start, and after changes were missed.
     Everything(Everything),
 }
@@ -71,8 +68,8 @@ pub enum Event {
 pub struct Everything {
     /// All links.
     pub links: Vec<Link>,
-    /// All global addresses, with the link that has each.
-    pub addresses: BTreeSet<(u32, IpAddr)>,
+    /// All addresses that may be used, with the link that has each, in the kernel's order.
+    pub addresses: Vec<(u32, Assigned)>,
     /// Links that carry a default route.
     pub uplinks: BTreeSet<u32>,
 }
@@ -80,83 +77,105 @@ pub struct Everything {
 /// What is to be done about a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Task {
-    /// Programs belong on it.
-    Attach(Device),
+    /// The programs of this role belong on it.
+    Attach(Device, Role),
     /// No programs belong on it any more.
     Detach(Device),
     /// It is gone: remove what it left behind.
     Forget(Device),
 }
 
-/// What is known of devices, and which ones lead to pods.
+/// What is known of devices, and which ones have programs.
 #[derive(Debug)]
 pub struct Devices {
-    pods: PodDevices,
+    patterns: Patterns,
     links: BTreeMap<u32, Link>,
-    addresses: BTreeSet<(u32, IpAddr)>,
+    addresses: BTreeMap<u32, Vec<Assigned>>,
     uplinks: BTreeSet<u32>,
-    edges: BTreeMap<u32, Device>,
+    edges: BTreeMap<u32, (Device, Role)>,
 }
 
 impl Devices {
-    /// Knows nothing yet; pods' devices are those that `pods` says.
-    pub const fn new(pods: PodDevices) -> Self {
+    /// Knows nothing yet; names of devices override what they look like.
+    pub const fn new(patterns: Patterns) -> Self {
         Self {
-            pods,
+            patterns,
             links: BTreeMap::new(),
-            addresses: BTreeSet::new(),
+            addresses: BTreeMap::new(),
             uplinks: BTreeSet::new(),
             edges: BTreeMap::new(),
         }
     }
 
-    /// Whether `link` would lead to a pod, given the devices that carry default routes.
-    pub fn would_be_edge(&self, link: &Link, uplinks: &BTreeSet<u32>) -> bool {
-        role(link, uplinks.contains(&link.device.index), &self.pods) == Role::PodEdge
+    /// The devices with programs.
+    pub fn edges(&self) -> impl Iterator<Item = (&Device, Role)> {
+        self.edges.values().map(|(device, role)| (device, *role))
     }
 
-    /// The devices that lead to pods.
-    pub fn edges(&self) -> impl Iterator<Item = &Device> {
-        self.edges.values()
+    /// The devices without programs.
+    pub fn others(&self) -> impl Iterator<Item = &Device> {
+        let devices = self.links.values().map(|link| &link.device);
+        devices.filter(|device| !self.edges.contains_key(&device.index))
     }
 
     /// Takes note of `event`, and tells what is to be done.
     pub fn apply(&mut self, event: Event) -> Vec<Task> {
         match event {
-            Event::Link(link) => self.link(link).into_iter().collect(),
-            Event::LinkGone(index) => self.link_gone(index).into_iter().collect(),
-            Event::Address(index, address) => {
-                let _is_new = self.addresses.insert((index, address));
+            Event::Link(link) => self.link(link),
+            Event::LinkGone(index) => self.link_gone(index),
+            Event::Address(index, assigned) => {
+                note(self.addresses.entry(index).or_default(), assigned);
                 Vec::new()
             }
-            Event::AddressGone(index, address) => {
-                let _was_there = self.addresses.remove(&(index, address));
+            Event::AddressGone(index, ip) => {
+                if let Some(addresses) = self.addresses.get_mut(&index) {
+                    addresses.retain(|assigned| assigned.ip != ip);
+                }
                 Vec::new()
             }
+            Event::RouteGone => Vec::new(),
             Event::Everything(everything) => self.replace(everything),
         }
     }
 
-    fn link(&mut self, link: Link) -> Option<Task> {
-        let device = link.device.clone();
-        let role = role(&link, self.uplinks.contains(&device.index), &self.pods);
-        let _old = self.links.insert(device.index, link);
-        match role {
-            Role::PodEdge => {
-                let old = self.edges.insert(device.index, device.clone());
-                (old.as_ref() != Some(&device)).then_some(Task::Attach(device))
-            }
-            Role::Other => self
-                .edges
-                .remove(&device.index)
-                .map(|_| Task::Detach(device)),
+    fn link(&mut self, link: Link) -> Vec<Task> {
+        let index = link.device.index;
+        if self.links.get(&index) == Some(&link) {
+            return Vec::new();
         }
+        let _old = self.links.insert(index, link);
+        self.follow_roles()
     }
 
-    fn link_gone(&mut self, index: u32) -> Option<Task> {
+    fn link_gone(&mut self, index: u32) -> Vec<Task> {
         let _old = self.links.remove(&index);
-        self.addresses.retain(|(link, _)| *link != index);
-        self.edges.remove(&index).map(Task::Forget)
+        let _addresses = self.addresses.remove(&index);
+        let gone = self.edges.remove(&index);
+        let mut tasks = Vec::from_iter(gone.map(|(device, _)| Task::Forget(device)));
+        tasks.extend(self.follow_roles());
+        tasks
+    }
+
+    /// One device can change the role of another: a bridge is what its ports are.
+    fn follow_roles(&mut self) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for (index, role) in roles(&self.links, &self.uplinks, &self.patterns) {
+            let Some(link) = self.links.get(&index) else {
+                continue;
+            };
+            let device = link.device.clone();
+            if role == Role::Other {
+                let was_edge = self.edges.remove(&index).is_some();
+                tasks.extend(was_edge.then_some(Task::Detach(device)));
+                continue;
+            }
+            let new = (device.clone(), role);
+            if self.edges.get(&index) != Some(&new) {
+                let _old = self.edges.insert(index, new);
+                tasks.push(Task::Attach(device, role));
+            }
+        }
+        tasks
     }
 
     /// All edges are to be attached anew: a number may have gone from one device to another.
@@ -166,182 +185,96 @@ impl Devices {
             addresses,
             uplinks,
         } = everything;
-        let gone: BTreeSet<u32> = self.links.keys().copied().collect();
-        let present: BTreeSet<u32> = links.iter().map(|link| link.device.index).collect();
-        let mut tasks: Vec<_> = gone
-            .difference(&present)
-            .filter_map(|index| self.link_gone(*index))
-            .collect();
-        self.addresses = addresses;
+        let links = links.into_iter().map(|link| (link.device.index, link));
+        self.links = links.collect();
         self.uplinks = uplinks;
-        for link in links {
-            let device = link.device.clone();
-            let task = self.link(link);
-            let is_edge = self.edges.contains_key(&device.index);
-            tasks.extend(task.or_else(|| is_edge.then_some(Task::Attach(device))));
+        self.addresses.clear();
+        for (index, assigned) in addresses {
+            note(self.addresses.entry(index).or_default(), assigned);
         }
+        let (kept, gone) = std::mem::take(&mut self.edges)
+            .into_iter()
+            .partition(|(index, _)| self.links.contains_key(index));
+        self.edges = kept;
+        let gone: BTreeMap<u32, (Device, Role)> = gone;
+        let forget = gone.into_values().map(|(device, _)| Task::Forget(device));
+        let mut tasks: Vec<_> = forget.collect();
+        let changes = self.follow_roles();
+        let detach = changes
+            .into_iter()
+            .filter(|task| matches!(task, Task::Detach(_)));
+        tasks.extend(detach);
+        let edges = self.edges.values().cloned();
+        tasks.extend(edges.map(|(device, role)| Task::Attach(device, role)));
         tasks
     }
 
-    /// The address of this node in `family`: the first of `preferred` (the Node object's), else
-    /// the first global one on a device that carries a default route, else on any that leads to
-    /// no pod.
-    pub fn node_address(&self, family: Family, preferred: &[IpAddr]) -> Option<IpAddr> {
-        let is_wanted = |address: &IpAddr| Family::of(*address) == family;
-        let own = || {
-            let others = |(index, _): &&(u32, IpAddr)| !self.edges.contains_key(index);
-            let wanted = |(_, address): &&(u32, IpAddr)| is_wanted(address);
-            self.addresses.iter().filter(others).filter(wanted)
-        };
-        let by_uplink = || own().find(|(index, _)| self.uplinks.contains(index));
-        let preferred = preferred.iter().copied().find(is_wanted);
-        preferred.or_else(|| {
-            by_uplink()
-                .or_else(|| own().next())
-                .map(|(_, address)| *address)
-        })
+    /// All devices, those first whose addresses suit best as this node's: the ways out, then what
+    /// leads elsewhere, then what leads to pods or nowhere.
+    pub fn local(&self) -> Vec<LocalDevice> {
+        let mut links: Vec<_> = self.links.values().collect();
+        links.sort_by_key(|link| {
+            let index = link.device.index;
+            let is_pod = self
+                .edges
+                .get(&index)
+                .is_some_and(|(_, role)| *role == Role::PodEdge);
+            let is_remote = link.kind.leads_elsewhere() && !is_pod;
+            (!self.uplinks.contains(&index), !is_remote, index)
+        });
+        links
+            .into_iter()
+            .map(|link| self.local_device(link))
+            .collect()
+    }
+
+    fn local_device(&self, link: &Link) -> LocalDevice {
+        let mut addresses = self
+            .addresses
+            .get(&link.device.index)
+            .cloned()
+            .unwrap_or_default();
+        // Stable: among equals the kernel's order decides, as it does for its own packets.
+        addresses.sort_by_key(|assigned| assigned.standing);
+        let bridge = link.port.filter(|port| port.is_bridge);
+        let master = bridge.and_then(|port| self.links.get(&port.master));
+        LocalDevice {
+            index: link.device.index,
+            name: link.device.name.clone(),
+            master: master.map(|master| master.device.name.clone()),
+            mtu: link.mtu,
+            mac: link.mac,
+            addresses: addresses.into_iter().map(|assigned| assigned.ip).collect(),
+            is_loopback: link.kind == LinkKind::Loopback,
+        }
+    }
+
+    /// Whether the host edge is there, up, and lets packets through as large as the way out does.
+    pub fn has_host_edge(&self) -> bool {
+        let uplinks = self
+            .uplinks
+            .iter()
+            .filter_map(|index| self.links.get(index));
+        let mtu = uplinks.map(|link| link.mtu).min();
+        let host = self.host_device().and_then(|index| self.links.get(&index));
+        host.is_some_and(|link| link.is_up && mtu.is_none_or(|mtu| link.mtu == mtu))
+    }
+
+    /// Index of the device by which this node's own processes reach Services.
+    pub fn host_device(&self) -> Option<u32> {
+        let mut edges = self.edges.iter();
+        let host = edges.find(|(_, (_, role))| *role == Role::HostEdge);
+        host.map(|(index, _)| *index)
     }
 }
 
-impl Link {
-    /// A link, for tests and monitors.
-    pub fn new(index: u32, name: &str, is_pair: bool, is_peer_elsewhere: bool) -> Self {
-        let device = Device {
-            index,
-            name: Arc::from(name),
-        };
-        Self {
-            device,
-            is_pair,
-            is_peer_elsewhere,
-        }
+/// An address that is there already keeps its place.
+fn note(addresses: &mut Vec<Assigned>, new: Assigned) {
+    match addresses.iter_mut().find(|old| old.ip == new.ip) {
+        Some(old) => *old = new,
+        None => addresses.push(new),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn auto() -> Devices {
-        Devices::new(PodDevices::default())
-    }
-
-    fn veth(index: u32, name: &str) -> Link {
-        Link::new(index, name, true, true)
-    }
-
-    #[test]
-    fn a_pair_with_its_peer_elsewhere_leads_to_a_pod() {
-        let pods = PodDevices::default();
-        let cases = [
-            (veth(2, "veth1"), false, Role::PodEdge),
-            (Link::new(2, "veth1", true, false), false, Role::Other),
-            (Link::new(2, "eth0", false, false), false, Role::Other),
-            // A macvlan on a device of another namespace.
-            (Link::new(2, "mac0", false, true), false, Role::Other),
-            // The way out of a node that is a container.
-            (veth(2, "eth0"), true, Role::Other),
-            (veth(2, "beeline0"), false, Role::Other),
-        ];
-        for (link, is_uplink, expected) in cases {
-            assert_eq!(role(&link, is_uplink, &pods), expected, "{link:?}");
-        }
-    }
-
-    #[test]
-    fn names_override_what_the_link_looks_like() {
-        let pods: PodDevices = "tap*,!veth-infra".parse().unwrap();
-        let tap = Link::new(2, "tap7", false, false);
-        assert_eq!(role(&tap, false, &pods), Role::PodEdge);
-        assert_eq!(role(&veth(3, "veth7"), false, &pods), Role::Other);
-        let pods: PodDevices = "!veth-infra".parse().unwrap();
-        assert_eq!(role(&veth(3, "veth-infra"), false, &pods), Role::Other);
-        assert_eq!(role(&veth(3, "veth7"), false, &pods), Role::PodEdge);
-    }
-
-    #[test]
-    fn a_veth_becomes_an_edge_when_its_peer_moves_to_a_pod() {
-        let mut devices = auto();
-        assert_eq!(
-            devices.apply(Event::Link(Link::new(5, "veth5", true, false))),
-            []
-        );
-        let link = veth(5, "veth5");
-        let device = link.device.clone();
-        assert_eq!(
-            devices.apply(Event::Link(link.clone())),
-            [Task::Attach(device.clone())]
-        );
-        assert_eq!(devices.apply(Event::Link(link)), []);
-        assert_eq!(devices.apply(Event::LinkGone(5)), [Task::Forget(device)]);
-        assert_eq!(devices.apply(Event::LinkGone(5)), []);
-    }
-
-    #[test]
-    fn an_edge_that_is_none_any_more_is_detached() {
-        let mut devices = auto();
-        let _tasks = devices.apply(Event::Link(veth(5, "veth5")));
-        let changed = Link::new(5, "veth5", true, false);
-        let device = changed.device.clone();
-        assert_eq!(devices.apply(Event::Link(changed)), [Task::Detach(device)]);
-        assert_eq!(devices.edges().count(), 0);
-    }
-
-    #[test]
-    fn after_missed_changes_all_edges_are_attached_and_lost_ones_forgotten() {
-        let mut devices = auto();
-        let _tasks = devices.apply(Event::Link(veth(5, "veth5")));
-        let _tasks = devices.apply(Event::Link(veth(6, "veth6")));
-        let links = vec![veth(6, "veth6"), Link::new(1, "lo", false, false)];
-        let tasks = devices.apply(Event::Everything(Everything {
-            links,
-            ..Everything::default()
-        }));
-        let expected = [
-            Task::Forget(veth(5, "veth5").device),
-            Task::Attach(veth(6, "veth6").device),
-        ];
-        assert_eq!(tasks, expected);
-    }
-
-    #[test]
-    fn the_nodes_address_is_the_node_objects_or_the_uplinks_or_any() {
-        let mut devices = auto();
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let addresses = [
-            (2, "192.0.2.2"),
-            (3, "192.0.2.3"),
-            (7, "192.0.2.7"),
-            (3, "2001:db8::3"),
-        ];
-        let everything = Everything {
-            links: vec![
-                veth(2, "veth2"),
-                Link::new(3, "br0", false, false),
-                Link::new(7, "eth0", false, false),
-            ],
-            addresses: addresses
-                .into_iter()
-                .map(|(index, text)| (index, ip(text)))
-                .collect(),
-            uplinks: BTreeSet::from([7]),
-        };
-        let _tasks = devices.apply(Event::Everything(everything));
-        let preferred = [ip("2001:db8::1")];
-        assert_eq!(
-            devices.node_address(Family::Ipv4, &preferred),
-            Some(ip("192.0.2.7"))
-        );
-        assert_eq!(
-            devices.node_address(Family::Ipv6, &preferred),
-            Some(ip("2001:db8::1"))
-        );
-        let _tasks = devices.apply(Event::AddressGone(7, ip("192.0.2.7")));
-        assert_eq!(
-            devices.node_address(Family::Ipv4, &[]),
-            Some(ip("192.0.2.3"))
-        );
-        let _tasks = devices.apply(Event::LinkGone(3));
-        assert_eq!(devices.node_address(Family::Ipv4, &[]), None);
-    }
-}
+mod tests;

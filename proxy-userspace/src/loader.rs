@@ -28,7 +28,7 @@ use proxy_common::datapath::crc32c;
 use self::checks::Features;
 use self::growth::Growth;
 use self::pins::Pins;
-pub use self::programs::{Program, Programs};
+pub use self::programs::{Kind, Program, Programs};
 use self::sizes::{MAPS, Pinned, Plan, PlanError, Shape, Sizes, Spec};
 use crate::maps::{List, MapFailure, Maps};
 

@@ -1,5 +1,6 @@
 //! The pinned maps as user space sees them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -7,8 +8,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use bytemuck::{Pod, Zeroable as _};
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, ServiceCounters, ServiceName, Settings, SourceRangeKey,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters, ServiceName,
+    Settings, SourceRangeKey,
 };
 
 use crate::loader::pins::Pins;
@@ -114,12 +116,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn remove(&mut self, key: &K) -> Result<bool, MapFailure> {
         match self.map.remove(&Raw(*key)) {
             Ok(()) => Ok(true),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(false)
-            }
+            Err(error) if is_not_found(&error) => Ok(false),
             Err(source) => Err(failed(self.name, "removal")(source)),
         }
     }
@@ -156,7 +153,15 @@ impl<K: Pod, V: Pod> Trie<K, V> {
     /// # Errors
     /// If it is not there or of another shape.
     pub fn open(pins: &Pins, name: &'static str) -> Result<Self, MapFailure> {
-        let (map, size) = open(&pins.map(name), name)?;
+        Self::open_at(&pins.map(name), name)
+    }
+
+    /// The map that is pinned at `path`, called `name` in messages.
+    ///
+    /// # Errors
+    /// If it is not there or of another shape.
+    pub fn open_at(path: &Path, name: &'static str) -> Result<Self, MapFailure> {
+        let (map, size) = open(path, name)?;
         let map = LpmTrie::try_from(map).map_err(failed(name, "open"))?;
         Ok(Self { name, size, map })
     }
@@ -176,14 +181,16 @@ impl<K: Pod, V: Pod> Trie<K, V> {
             .map_err(failed(self.name, "update"))
     }
 
-    /// Removes this prefix.
+    /// Removes this prefix; says nothing if it is not there.
     ///
     /// # Errors
-    /// If the kernel refuses, for instance because it is not there.
+    /// If the kernel refuses for another reason than the prefix's absence.
     pub fn remove(&mut self, length: u32, key: &K) -> Result<(), MapFailure> {
-        self.map
-            .remove(&Key::new(length, Raw(*key)))
-            .map_err(failed(self.name, "removal"))
+        match self.map.remove(&Key::new(length, Raw(*key))) {
+            Ok(()) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(source) => Err(failed(self.name, "removal")(source)),
+        }
     }
 
     /// The prefixes: their length and all their bits.
@@ -195,6 +202,18 @@ impl<K: Pod, V: Pod> Trie<K, V> {
             let key = key.map_err(failed(self.name, "walk"))?;
             let Raw(data) = key.data();
             Ok((key.prefix_len(), data))
+        })
+    }
+
+    /// The prefixes with their values.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(u32, K, V), MapFailure>> {
+        self.map.iter().map(|entry| {
+            let (key, Raw(value)) = entry.map_err(failed(self.name, "walk"))?;
+            let Raw(data) = key.data();
+            Ok((key.prefix_len(), data, value))
         })
     }
 }
@@ -312,6 +331,13 @@ fn open(path: &Path, name: &'static str) -> Result<(Map, u32), MapFailure> {
     ))
 }
 
+fn is_not_found(error: &MapError) -> bool {
+    if let MapError::SyscallError(error) = error {
+        return error.io_error.kind() == std::io::ErrorKind::NotFound;
+    }
+    matches!(error, MapError::KeyNotFound)
+}
+
 fn failed(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> MapFailure {
     move |source| MapFailure {
         map,
@@ -330,6 +356,10 @@ pub struct Maps {
     pub addresses: Table<Addr, AddressFlags>,
     /// From where connections to guarded frontends are taken.
     pub source_ranges: Trie<[u32; 5], u32>,
+    /// Networks → what they are.
+    pub networks: Trie<[u32; 4], NetworkFlags>,
+    /// Interface indices → what the datapath has to know of the devices.
+    pub devices: Table<u32, Device>,
     /// Backend ids → endpoints.
     pub backends: List<Backend>,
     /// Service ids → names.
@@ -359,6 +389,8 @@ impl Maps {
             slots: List::open(pins, "SLOTS")?,
             addresses: Table::open(pins, "ADDRESSES")?,
             source_ranges: Trie::open(pins, "SOURCE_RANGES")?,
+            networks: Trie::open(pins, "NETWORKS")?,
+            devices: Table::open(pins, "DEVICES")?,
             backends: List::open(pins, "BACKENDS")?,
             services: Table::open(pins, "SERVICES")?,
             service_counters: PerCpu::open(pins, "SERVICE_COUNTERS")?,
@@ -391,6 +423,64 @@ impl Maps {
             return Ok(false);
         }
         self.settings.set(0, settings).map(|()| true)
+    }
+
+    /// Makes `wanted` the contents of `NETWORKS`; says how many entries had to be written.
+    ///
+    /// A network that was there and is wanted is never missing meanwhile.
+    ///
+    /// # Errors
+    /// If the kernel refuses; what is written stays.
+    pub fn set_networks(
+        &mut self,
+        wanted: &BTreeMap<NetworkKey, NetworkFlags>,
+    ) -> Result<usize, MapFailure> {
+        let held: BTreeMap<_, _> = self.held_networks()?;
+        let mut n_writes = 0;
+        for (key, flags) in wanted
+            .iter()
+            .filter(|(key, flags)| held.get(key) != Some(flags))
+        {
+            self.networks
+                .insert(key.prefix_len, &key.addr.words(), flags)?;
+            n_writes += 1;
+        }
+        for key in held.keys().filter(|key| !wanted.contains_key(key)) {
+            self.networks.remove(key.prefix_len, &key.addr.words())?;
+            n_writes += 1;
+        }
+        Ok(n_writes)
+    }
+
+    fn held_networks(&self) -> Result<BTreeMap<NetworkKey, NetworkFlags>, MapFailure> {
+        let network = |entry: Result<(u32, [u32; 4], NetworkFlags), MapFailure>| {
+            let (prefix_len, words, flags) = entry?;
+            let addr = Addr::from_words(words);
+            Ok((NetworkKey { prefix_len, addr }, flags))
+        };
+        self.networks.entries().map(network).collect()
+    }
+
+    /// Makes `wanted` the contents of `DEVICES`; says how many entries had to be written.
+    ///
+    /// # Errors
+    /// If the kernel refuses, for instance because there are too many; what is written stays.
+    pub fn set_devices(&mut self, wanted: &BTreeMap<u32, Device>) -> Result<usize, MapFailure> {
+        let held: BTreeMap<_, _> = self.devices.entries().collect::<Result<_, _>>()?;
+        let mut n_writes = 0;
+        // First those that are gone: they may make room.
+        for index in held.keys().filter(|index| !wanted.contains_key(index)) {
+            let _was_there = self.devices.remove(index)?;
+            n_writes += 1;
+        }
+        for (index, device) in wanted
+            .iter()
+            .filter(|(index, device)| held.get(index) != Some(device))
+        {
+            self.devices.insert(index, device)?;
+            n_writes += 1;
+        }
+        Ok(n_writes)
     }
 }
 

@@ -7,20 +7,21 @@ mod control;
 mod edges;
 mod logs;
 mod origin;
+mod surroundings;
 mod unread;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use proxy_common::abi::SettingsFlags;
+use tokio::sync::watch;
 
 use self::control::Control;
-use self::edges::Edges;
+use self::edges::{Edges, Host};
 pub use self::origin::Origin;
 use self::origin::Source;
 use crate::conntrack_gc::{Collector, Timeouts};
-use crate::devices::{PodDevices, monitor};
+use crate::devices::{Patterns, host_edge, monitor};
 use crate::loader::attach::{Attacher, Method};
 use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
@@ -28,6 +29,7 @@ use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
 use crate::loader::{self, Loaded, Programs};
 use crate::maps::Maps;
+use crate::node::NodeConfig;
 use crate::status;
 
 /// What the daemon is to do.
@@ -35,20 +37,18 @@ use crate::status;
 pub struct Options {
     /// Where Services come from.
     pub origin: Origin,
-    /// The name of this node.
-    pub node: Arc<str>,
+    /// How this node treats traffic.
+    pub node: NodeConfig,
     /// Where bpffs is mounted.
     pub bpffs: PathBuf,
     /// For the lock and the status.
     pub state_dir: PathBuf,
-    /// Which devices lead to pods.
-    pub pod_devices: PodDevices,
+    /// Which devices lead to pods, and by which traffic enters and leaves the node.
+    pub devices: Patterns,
     /// Sizes of the maps.
     pub sizes: Sizes,
     /// How long flows may be silent.
     pub timeouts: Timeouts,
-    /// Switches of the datapath.
-    pub flags: SettingsFlags,
     /// How to attach; `None`: the best way that the kernel offers.
     pub method: Option<Method>,
 }
@@ -89,7 +89,7 @@ async fn start(
     features: Features,
     method: Method,
 ) -> anyhow::Result<Node> {
-    let source = Source::start(&options.origin, options.node.clone()).await?;
+    let source = Source::start(&options.origin, options.node.name.clone()).await?;
     let Loaded {
         maps,
         programs,
@@ -122,10 +122,42 @@ async fn attach(
 ) -> anyhow::Result<(Control, Edges)> {
     logs::forward(&programs);
     let collector = Collector::open(pins, options.timeouts.clone())?;
-    let control = Control::new(options, maps, method)?;
-    let attacher = Attacher::new(method, pins.clone(), monitor::connect()?, programs);
-    let edges = Edges::start(attacher, options.pod_devices.clone()).await?;
+    let (routes, wanted_routes) = watch::channel(None);
+    let control = Control::new(options, maps, method, routes)?;
+    let netlink = monitor::connect()?;
+    let attacher = Attacher::new(method, pins.clone(), netlink.clone(), programs);
+    let state_dir = options.state_dir.clone();
+    let (host, is_made) = Host::start(netlink.clone(), state_dir, wanted_routes).await;
+    let edges = match Edges::start(attacher, options.devices.clone(), host).await {
+        Ok(edges) => edges,
+        Err(error) => {
+            if is_made {
+                undo_host_edge(&netlink, &options.state_dir).await;
+            }
+            return Err(error.into());
+        }
+    };
     Ok((control.with(edges.view(), collector)?, edges))
+}
+
+async fn undo_host_edge(netlink: &rtnetlink::Handle, state_dir: &Path) {
+    let removed = host_edge::remove(netlink).await.map(drop);
+    for done in [removed, host_edge::put_back(state_dir).map(drop)] {
+        if let Err(error) = done {
+            tracing::warn!(
+                "taking the host edge back: {:#}",
+                anyhow::Error::from(error)
+            );
+        }
+    }
+}
+
+/// Until `due`; forever if there is nothing to wait for.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn method(wanted: Option<Method>, features: Features) -> anyhow::Result<Method> {

@@ -6,10 +6,12 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::loader::attach::Method;
 use crate::model::Problem;
+use crate::node::NodeConfig;
 
 /// The state of the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -34,8 +36,25 @@ pub struct Status {
     pub method: Method,
     /// The devices that lead to pods.
     pub devices: Vec<String>,
+    /// The devices by which traffic enters and leaves the node.
+    pub node_devices: Vec<String>,
+    /// The devices by which this node's own processes reach Services.
+    pub host_devices: Vec<String>,
+    /// This node's addresses.
+    pub node_addresses: Vec<NodeAddress>,
+    /// How traffic is treated: options and their values.
+    pub modes: BTreeMap<String, String>,
     /// Seconds that flows may be silent, by state.
     pub timeouts: BTreeMap<String, u32>,
+}
+
+/// An address of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeAddress {
+    /// The address.
+    pub address: String,
+    /// Whether it accepts NodePorts.
+    pub node_ports: bool,
 }
 
 /// One sync.
@@ -51,6 +70,42 @@ pub struct LastSync {
     pub pending: usize,
     /// How long it took: microseconds.
     pub micros: u64,
+}
+
+/// How `config` has traffic treated, by option.
+pub fn modes(config: &NodeConfig) -> BTreeMap<String, String> {
+    let every = |text: String| {
+        if text.is_empty() {
+            "every address".to_owned()
+        } else {
+            text
+        }
+    };
+    let given = |networks: &[IpNet]| {
+        let texts: Vec<_> = networks.iter().map(IpNet::to_string).collect();
+        texts.join(",")
+    };
+    let mut modes = BTreeMap::from([
+        (
+            "nodeport-addresses",
+            every(config.node_port_addresses.to_string()),
+        ),
+        ("detect-local-mode", config.detect_local.to_string()),
+        ("masquerade-all", config.masquerade_all.to_string()),
+        ("source-nat", config.source_nat.name().to_owned()),
+        ("source-ports", config.source_ports.to_string()),
+        ("gone-backends", config.gone_backends.name().to_owned()),
+        ("tcp-mid-flow", config.mid_flow.name().to_owned()),
+    ]);
+    if !config.service_cidrs.is_empty() {
+        let _none = modes.insert("service-cidr", given(&config.service_cidrs));
+    }
+    if !config.same_node_hints {
+        let off = "PreferSameTrafficDistribution=false".to_owned();
+        let _none = modes.insert("feature-gates", off);
+    }
+    let owned = |(option, value): (&str, String)| (option.to_owned(), value);
+    modes.into_iter().map(owned).collect()
 }
 
 /// The file cannot be read or written.
@@ -168,6 +223,13 @@ mod tests {
             }],
             method: Method::Tcx,
             devices: vec!["veth1".to_owned()],
+            node_devices: vec!["eth0".to_owned()],
+            host_devices: vec!["beeline0".to_owned(), "lo".to_owned()],
+            node_addresses: vec![NodeAddress {
+                address: "192.0.2.1".to_owned(),
+                node_ports: true,
+            }],
+            modes: modes(&NodeConfig::new("n")),
             timeouts: BTreeMap::from([("tcp-close".to_owned(), 10)]),
         };
         status.write(folder.path()).unwrap();

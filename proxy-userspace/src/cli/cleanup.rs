@@ -1,5 +1,6 @@
 //! `beeline cleanup`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Error, Paths, ReadArgs, block_on, print};
-use crate::devices::monitor;
+use crate::devices::{host_edge, monitor, routes};
 use crate::loader::attach;
 use crate::loader::checks::{self, CheckError};
 use crate::loader::lock::Lock;
@@ -28,10 +29,14 @@ pub(super) struct CleanupArgs {
 struct Removed {
     /// Devices that programs were taken off.
     devices: Vec<String>,
+    /// Devices that Beeline had made.
+    devices_made: Vec<String>,
     /// Links of devices that are gone, or in another network namespace.
     links: usize,
     /// Pinned maps.
     maps: Vec<String>,
+    /// Kernel settings that have the value again that they had before.
+    settings: Vec<String>,
     /// Files and folders.
     paths: Vec<PathBuf>,
 }
@@ -46,6 +51,7 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
     }
     let mut removed = Removed::default();
     block_on(detach(&pins, &mut removed))?;
+    removed.settings = host_edge::put_back(&paths.state_dir)?;
     match checks::is_bpffs(&paths.bpffs) {
         Ok(()) => unpin(&pins, &mut removed)?,
         // Nothing can be pinned where no bpffs is.
@@ -71,6 +77,10 @@ async fn detach(pins: &Pins, removed: &mut Removed) -> Result<(), Error> {
         if attach::detach(pins, &netlink, &link.device).await? {
             removed.devices.push(link.device.name.to_string());
         }
+    }
+    let _n_routes = routes::set(&netlink, &BTreeSet::new()).await?;
+    if host_edge::remove(&netlink).await? {
+        removed.devices_made.push(host_edge::HOST_DEVICE.to_owned());
     }
     let others = pins.pinned_links().map_err(failed("read", &pins.links()))?;
     removed.links = others.len();
@@ -102,6 +112,12 @@ fn text(removed: &Removed) -> String {
     if !removed.devices.is_empty() {
         lines.push(format!("programs taken off {}", removed.devices.join(", ")));
     }
+    if !removed.devices_made.is_empty() {
+        lines.push(format!(
+            "device {} removed",
+            removed.devices_made.join(", ")
+        ));
+    }
     if removed.links > 0 {
         lines.push(format!(
             "{} links of devices that are not here removed",
@@ -111,6 +127,8 @@ fn text(removed: &Removed) -> String {
     if !removed.maps.is_empty() {
         lines.push(format!("maps removed: {}", removed.maps.join(", ")));
     }
+    let settings = removed.settings.iter();
+    lines.extend(settings.map(|setting| format!("{setting} again")));
     lines.extend(
         removed
             .paths
@@ -132,12 +150,15 @@ mod tests {
         assert_eq!(text(&Removed::default()), "nothing to remove\n");
         let removed = Removed {
             devices: vec!["veth1".to_owned(), "veth2".to_owned()],
+            devices_made: vec!["beeline0".to_owned()],
+            settings: vec!["net.ipv4.conf.lo.accept_local = 0".to_owned()],
             paths: vec![PathBuf::from("/run/beeline")],
             ..Removed::default()
         };
         assert_eq!(
             text(&removed),
-            "programs taken off veth1, veth2\n/run/beeline removed\n"
+            "programs taken off veth1, veth2\ndevice beeline0 removed\n\
+             net.ipv4.conf.lo.accept_local = 0 again\n/run/beeline removed\n"
         );
     }
 }

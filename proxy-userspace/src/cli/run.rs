@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use proxy_common::abi::{SettingsFlags, limits};
+use ipnet::IpNet;
+use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use super::Paths;
 use crate::conntrack_gc::Timeouts;
-use crate::devices::PodDevices;
+use crate::devices::{DevicePatterns, Patterns};
 use crate::loader::attach::Method;
 use crate::loader::sizes::Sizes;
+use crate::node::{
+    self, DetectLocal, GoneBackends, MidFlow, NodeConfig, NodePortAddresses, SourceNat, SourcePorts,
+};
 use crate::run::{Options, Origin};
 
 #[derive(Args, Debug)]
@@ -41,7 +45,12 @@ pub(super) struct RunArgs {
     /// veth or netkit pair whose other end is in another network namespace. If all patterns are of
     /// the form `!NAME`: those, but for the ones that match.
     #[arg(long, value_name = "PATTERN,…")]
-    pod_devices: Option<PodDevices>,
+    pod_devices: Option<DevicePatterns>,
+    /// Devices by which traffic enters and leaves this node, in the same form. If not given: every
+    /// physical, bond, VLAN, bridge and tunnel device with an Ethernet header that leads elsewhere,
+    /// as far as it is not a port of another one.
+    #[arg(long, value_name = "PATTERN,…")]
+    node_devices: Option<DevicePatterns>,
     /// How to attach the programs. If not given: by TCX where the kernel has it.
     #[arg(long, value_enum)]
     attach: Option<AttachArg>,
@@ -51,8 +60,8 @@ pub(super) struct RunArgs {
     timeout: Vec<String>,
     /// What becomes of a TCP or SCTP packet in mid-flow that nothing is known of: `pass` leaves
     /// it to netfilter, which may know it from kube-proxy's time; `adopt` sends it to a backend.
-    #[arg(long, value_enum, default_value = "pass")]
-    tcp_mid_flow: MidFlowArg,
+    #[arg(long, value_enum, default_value = "pass", hide_possible_values = true)]
+    tcp_mid_flow: MidFlow,
     /// What to log: error, warn, info, debug or trace, or directives such as
     /// `info,beeline::sync=debug`. A single word is about Beeline itself, not about what it is
     /// made of.
@@ -61,7 +70,9 @@ pub(super) struct RunArgs {
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
-    // Last: what follows would come under its heading.
+    // Last: what follows would come under their headings.
+    #[command(flatten)]
+    traffic: TrafficArgs,
     #[command(flatten)]
     sizes: SizeArgs,
 }
@@ -76,7 +87,7 @@ impl RunArgs {
             SourceArg::Kubernetes if !self.manifests.is_empty() => {
                 Some("--manifests goes with --source file only")
             }
-            SourceArg::File | SourceArg::Kubernetes => None,
+            SourceArg::File | SourceArg::Kubernetes => self.traffic.conflict(),
         }
     }
 }
@@ -98,19 +109,178 @@ enum AttachArg {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
-enum MidFlowArg {
-    /// Leave it alone.
-    Pass,
-    /// Take it for the start of a flow.
-    Adopt,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 enum LogFormat {
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// How traffic is treated. Names and meanings are kube-proxy's where it has the same.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Traffic")]
+struct TrafficArgs {
+    /// Which addresses of this node accept NodePorts: `primary`, which is the Node object's first
+    /// address of each family, or ranges. Empty: all of them. A family without range is not
+    /// limited, loopback addresses never accept.
+    #[arg(long, value_name = "RANGE,…", default_value = "primary", value_parser = parsed::<NodePortAddresses>)]
+    nodeport_addresses: NodePortAddresses,
+    /// How clients are told to be pods of this node.
+    #[arg(long, value_enum, value_name = "MODE", default_value = "ClusterCIDR")]
+    detect_local_mode: DetectArg,
+    /// The range of all pods' addresses, at most one for each family: what the mode ClusterCIDR
+    /// goes by. If not given: no client is taken for a pod.
+    #[arg(long, value_name = "RANGE,…", value_parser = cluster_cidrs)]
+    cluster_cidr: Option<ClusterCidrs>,
+    /// The bridge of this node's pods, with --detect-local-mode BridgeInterface.
+    #[arg(long, value_name = "NAME")]
+    pod_bridge_interface: Option<String>,
+    /// How the names of devices begin that pods' packets come in by, with --detect-local-mode
+    /// InterfaceNamePrefix.
+    #[arg(long, value_name = "TEXT")]
+    pod_interface_name_prefix: Option<String>,
+    /// Give all traffic to cluster IPs an address of this node as source.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true
+    )]
+    masquerade_all: bool,
+    /// When a client's address is replaced by one of this node otherwise.
+    #[arg(long, value_enum, default_value = "when-needed")]
+    source_nat: SourceNat,
+    /// What becomes of TCP and SCTP connections to an endpoint that was removed.
+    #[arg(long, value_enum, default_value = "reset")]
+    gone_backends: GoneBackends,
+    /// A range of cluster IPs, besides those that the cluster's ServiceCIDRs name. Packets to
+    /// addresses in it that no Service has are dropped. May be given several times.
+    #[arg(long, value_name = "RANGE")]
+    service_cidr: Vec<IpNet>,
+    /// Ports that rewritten sources get. They must not be those that this node's own connections
+    /// get (net.ipv4.ip_local_port_range).
+    #[arg(long, value_name = "FIRST-LAST", default_value_t, value_parser = parsed::<SourcePorts>)]
+    source_ports: SourcePorts,
+    /// Kubernetes feature gates, such as `PreferSameTrafficDistribution=false`: hints for nodes do
+    /// not count. Others are not known here.
+    #[arg(long, value_name = "GATE=BOOL,…", value_parser = same_node_hints)]
+    feature_gates: Option<bool>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum DetectArg {
+    /// By an address in --cluster-cidr
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// By an address in the Node object's podCIDRs
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// By the bridge that their packets come in by
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// By the name of the device that their packets come in by
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+/// At most one of each family. A type of its own: clap takes a list for several values.
+#[derive(Clone, Debug)]
+struct ClusterCidrs(Vec<IpNet>);
+
+impl TrafficArgs {
+    /// Why these arguments do not belong together, if they do not.
+    fn conflict(&self) -> Option<&'static str> {
+        let mode = self.detect_local_mode;
+        let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        let has_bridge = is_set(&self.pod_bridge_interface);
+        let has_prefix = is_set(&self.pod_interface_name_prefix);
+        let cases = [
+            (
+                mode == DetectArg::BridgeInterface && !has_bridge,
+                "--detect-local-mode BridgeInterface needs --pod-bridge-interface",
+            ),
+            (
+                mode == DetectArg::InterfaceNamePrefix && !has_prefix,
+                "--detect-local-mode InterfaceNamePrefix needs --pod-interface-name-prefix",
+            ),
+            (
+                mode != DetectArg::BridgeInterface && has_bridge,
+                "--pod-bridge-interface goes with --detect-local-mode BridgeInterface only",
+            ),
+            (
+                mode != DetectArg::InterfaceNamePrefix && has_prefix,
+                "--pod-interface-name-prefix goes with --detect-local-mode InterfaceNamePrefix only",
+            ),
+        ];
+        let conflict = cases.into_iter().find(|(is_wrong, _)| *is_wrong);
+        conflict.map(|(_, message)| message)
+    }
+
+    fn detect_local(&self) -> DetectLocal {
+        let name = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
+        match self.detect_local_mode {
+            DetectArg::ClusterCidr => {
+                let ranges = self.cluster_cidr.clone();
+                DetectLocal::ClusterCidr(ranges.map(|ranges| ranges.0).unwrap_or_default())
+            }
+            DetectArg::NodeCidr => DetectLocal::NodeCidr,
+            DetectArg::BridgeInterface => {
+                DetectLocal::BridgeInterface(name(&self.pod_bridge_interface))
+            }
+            DetectArg::InterfaceNamePrefix => {
+                DetectLocal::InterfaceNamePrefix(name(&self.pod_interface_name_prefix))
+            }
+        }
+    }
+
+    /// With `mid_flow`, which is older than this group.
+    fn config(self, name: String, mid_flow: MidFlow) -> NodeConfig {
+        NodeConfig {
+            detect_local: self.detect_local(),
+            node_port_addresses: self.nodeport_addresses,
+            masquerade_all: self.masquerade_all,
+            source_nat: self.source_nat,
+            gone_backends: self.gone_backends,
+            mid_flow,
+            same_node_hints: self.feature_gates.unwrap_or(true),
+            service_cidrs: self.service_cidr,
+            source_ports: self.source_ports,
+            ..NodeConfig::new(name)
+        }
+    }
+}
+
+/// Reads a value, with the error's whole text.
+fn parsed<T: std::str::FromStr<Err = node::ConfigError>>(
+    text: &str,
+) -> Result<T, node::ConfigError> {
+    text.parse()
+}
+
+fn cluster_cidrs(text: &str) -> Result<ClusterCidrs, node::ConfigError> {
+    node::cluster_cidrs(text).map(ClusterCidrs)
+}
+
+/// Reads the one feature gate that there is a choice about.
+fn same_node_hints(text: &str) -> Result<bool, String> {
+    const GATE: &str = "PreferSameTrafficDistribution";
+    let mut value = true;
+    for gate in text
+        .split(',')
+        .map(str::trim)
+        .filter(|gate| !gate.is_empty())
+    {
+        let known = gate.split_once('=').filter(|(name, _)| *name == GATE);
+        let Some((_, on)) = known else {
+            return Err(format!("{gate:?} is not known; there is only {GATE}"));
+        };
+        let on = on.parse();
+        value = on.map_err(|_| format!("{gate:?} is neither true nor false"))?;
+    }
+    Ok(value)
 }
 
 /// A running node's maps can grow, not shrink.
@@ -124,6 +294,20 @@ struct SizeArgs {
         help = entries("Addresses × ports × protocols that clients dial", limits::FRONTENDS)
     )]
     max_frontends: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Addresses of frontends and of this node", limits::ADDRESSES)
+    )]
+    max_addresses: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("loadBalancerSourceRanges × service ports", limits::SOURCE_RANGES)
+    )]
+    max_source_ranges: Option<u32>,
     #[arg(
         long,
         value_name = "N",
@@ -228,18 +412,18 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         SourceArg::File => Origin::Files(args.manifests),
         SourceArg::Kubernetes => Origin::Kubernetes(args.kubeconfig),
     };
+    check_source_ports(args.traffic.source_ports);
     Ok(Options {
         origin,
-        node: Arc::from(node),
+        node: args.traffic.config(node, args.tcp_mid_flow),
         bpffs: paths.bpffs,
         state_dir: paths.state_dir,
-        pod_devices: args.pod_devices.unwrap_or_default(),
+        devices: Patterns {
+            pods: args.pod_devices.unwrap_or_default(),
+            nodes: args.node_devices.unwrap_or_default(),
+        },
         sizes: args.sizes.into(),
         timeouts: Timeouts::with(&args.timeout)?,
-        flags: match args.tcp_mid_flow {
-            MidFlowArg::Pass => SettingsFlags::NONE,
-            MidFlowArg::Adopt => SettingsFlags::ADOPT_MID_FLOW,
-        },
         method: args.attach.map(|attach| match attach {
             AttachArg::Tcx => Method::Tcx,
             AttachArg::Clsact => Method::Clsact,
@@ -247,10 +431,52 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     })
 }
 
+/// Warns if a connection of this node's own may get a port that is given to another's: answers
+/// would go astray.
+fn check_source_ports(ports: SourcePorts) {
+    const FOLDER: &str = "/proc/sys/net/ipv4";
+    let read = |name| std::fs::read_to_string(format!("{FOLDER}/{name}")).unwrap_or_default();
+    let (own, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
+    if let Some(own) = own_ports(&own, &reserved, ports) {
+        tracing::warn!(
+            "--source-ports {ports}: this node's own connections get their ports from {own}, so \
+             one may clash with a client's whose source is rewritten; choose others, narrow \
+             net.ipv4.ip_local_port_range, or add them to net.ipv4.ip_local_reserved_ports"
+        );
+    }
+}
+
+/// The range that this node's own connections get their ports from, if some of `ports` are in it
+/// and not reserved.
+fn own_ports(own: &str, reserved: &str, ports: SourcePorts) -> Option<SourcePorts> {
+    let mut numbers = own.split_whitespace().map(str::parse);
+    let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    let own = SourcePorts { first, last };
+    let reserved: Vec<(u16, u16)> = reserved
+        .trim()
+        .split(',')
+        .filter_map(reserved_ports)
+        .collect();
+    let is_reserved = |port| {
+        reserved
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&port))
+    };
+    let mut both = ports.first.max(own.first)..=ports.last.min(own.last);
+    both.any(|port| !is_reserved(port)).then_some(own)
+}
+
+fn reserved_ports(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
 impl From<SizeArgs> for Sizes {
     fn from(args: SizeArgs) -> Self {
         Self {
             frontends: args.max_frontends,
+            addresses: args.max_addresses,
+            source_ranges: args.max_source_ranges,
             slots: args.max_slots,
             backends: args.max_backends,
             services: args.max_services,
@@ -285,6 +511,22 @@ fn log_to_stderr(args: &RunArgs) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_this_nodes_own_connections_are_noticed_unless_they_are_reserved() {
+        let ports = SourcePorts::default();
+        for (own, reserved, is_clash) in [
+            ("32768\t60999\n", "\n", false),
+            ("", "", false),
+            ("1024\t65535\n", "\n", true),
+            ("1024\t65535\n", "10000-29999\n", false),
+            ("1024\t65535\n", "8080,10000-20000,20001-29998\n", true),
+            ("20000\t20001\n", "20000,20001\n", false),
+        ] {
+            let clash = own_ports(own, reserved, ports);
+            assert_eq!(clash.is_some(), is_clash, "{own:?} {reserved:?}");
+        }
+    }
 
     #[test]
     fn a_single_level_is_about_ourselves() {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use proxy_common::abi::{BackendState, Frontend, Verdict};
+use proxy_common::abi::{BackendState, Frontend, Side, Verdict};
 use serde::Serialize;
 
 use super::progress::Progress;
@@ -127,8 +127,11 @@ fn reasons(
     if running && !daemon.synced {
         reasons.push("the first lists of Services are not complete".to_owned());
     }
-    for device in &daemon.devices {
-        for side in SIDES.map(|side| side.name()) {
+    let both = daemon.devices.iter().chain(&daemon.node_devices);
+    let both = both.map(|device| (device, &SIDES[..]));
+    let own = daemon.host_devices.iter();
+    for (device, sides) in both.chain(own.map(|device| (device, &[Side::Egress][..]))) {
+        for side in sides.iter().map(|side| side.name()) {
             let count = attached
                 .iter()
                 .filter(|at| at.device == *device && at.side == side)
@@ -180,6 +183,12 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
     let n_used = blocks.iter().map(|(_, n)| *n as usize).sum();
     Ok(vec![
         fill("FRONTENDS", contents.frontends.len(), maps.frontends.size()),
+        fill("ADDRESSES", contents.addresses.len(), maps.addresses.size()),
+        fill(
+            "SOURCE_RANGES",
+            contents.source_ranges.len(),
+            maps.source_ranges.size(),
+        ),
         fill("SLOTS", n_used, maps.slots.size()),
         fill("BACKENDS", n_backends, maps.backends.size()),
         fill("SERVICES", contents.services.len(), maps.services.size()),
@@ -314,7 +323,30 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
         "devices",
         format!("{} lead to pods, by {method}", daemon.devices.len()),
     ));
+    rows.push(row("node edges", listed(&daemon.node_devices)));
+    rows.push(row("host edges", listed(&daemon.host_devices)));
+    let address = |accepts: bool| {
+        let all = daemon.node_addresses.iter();
+        let those = all.filter(|it| it.node_ports == accepts);
+        listed(&those.map(|it| it.address.clone()).collect::<Vec<_>>())
+    };
+    rows.push(row(
+        "node addresses",
+        format!("with NodePorts: {}", address(true)),
+    ));
+    rows.push(row("", format!("without: {}", address(false))));
+    let modes = daemon.modes.iter();
+    rows.extend(modes.map(|(option, value)| row(option, value.clone())));
     rows
+}
+
+/// Texts one after the other; a word if there are none.
+fn listed(texts: &[String]) -> String {
+    if texts.is_empty() {
+        "none".to_owned()
+    } else {
+        texts.join(", ")
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +369,10 @@ mod tests {
             problems: Vec::new(),
             method: Method::Tcx,
             devices: vec!["veth1".to_owned()],
+            node_devices: Vec::new(),
+            host_devices: vec!["lo".to_owned()],
+            node_addresses: Vec::new(),
+            modes: BTreeMap::new(),
             timeouts: BTreeMap::new(),
         }
     }
@@ -354,7 +390,11 @@ mod tests {
 
     #[test]
     fn all_is_well_if_the_daemon_runs_and_every_device_has_both_programs() {
-        let both = [at("ingress"), at("egress")];
+        let lo = || AttachedView {
+            device: "lo".to_owned(),
+            ..at("egress")
+        };
+        let both = [lo(), at("ingress"), at("egress")];
         assert_eq!(
             reasons(true, Some(&daemon()), true, &both),
             Vec::<String>::new()
@@ -364,17 +404,21 @@ mod tests {
             (reasons(true, None, true, &both), "starting"),
             (reasons(true, Some(&daemon()), false, &both), "no maps"),
             (
-                reasons(true, Some(&daemon()), true, &both[..1]),
-                "nothing attached at egress",
+                reasons(true, Some(&daemon()), true, &both[..2]),
+                "device veth1: nothing attached at egress",
             ),
             (
                 reasons(
                     true,
                     Some(&daemon()),
                     true,
-                    &[at("ingress"), at("egress"), at("egress")],
+                    &[lo(), at("ingress"), at("egress"), at("egress")],
                 ),
                 "attached 2 times at egress",
+            ),
+            (
+                reasons(true, Some(&daemon()), true, &both[1..]),
+                "device lo: nothing attached at egress",
             ),
             (
                 reasons(

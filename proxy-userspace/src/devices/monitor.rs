@@ -10,14 +10,18 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::mpsc;
 
-use super::{Event, Everything, Link};
+use super::{Assigned, Event, Everything, Link, LinkKind, Port, Standing, routes};
 
 const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
@@ -96,7 +100,7 @@ pub async fn read(handle: &Handle) -> Result<Everything, MonitorError> {
     }
     Ok(Everything {
         links: links.iter().filter_map(link).collect(),
-        addresses: addresses.iter().filter_map(address).collect(),
+        addresses: addresses.iter().filter_map(usable_address).collect(),
         uplinks,
     })
 }
@@ -176,11 +180,16 @@ impl Watch {
                 .collect();
         }
         if let Message::NewAddress(message) = &message {
-            return Vec::from_iter(address(message).map(|(index, ip)| Event::Address(index, ip)));
+            let usable = usable_address(message).map(|(index, ip)| Event::Address(index, ip));
+            return Vec::from_iter(usable.or_else(|| address_gone(message)));
         }
         if let Message::DelAddress(message) = &message {
-            let gone = address(message).map(|(index, ip)| Event::AddressGone(index, ip));
-            return Vec::from_iter(gone);
+            return Vec::from_iter(address_gone(message));
+        }
+        if let Message::DelRoute(route) = &message
+            && routes::is_ours(route)
+        {
+            return vec![Event::RouteGone];
         }
         if let Message::NewRoute(route) | Message::DelRoute(route) = &message
             && uplink(route).is_some()
@@ -232,33 +241,64 @@ fn link(message: &LinkMessage) -> Option<Link> {
             None
         }
     })?;
-    let kinds = message.attributes.iter().filter_map(|attribute| {
+    let header = &message.header;
+    let mut link = Link::new(header.index, name, LinkKind::Other);
+    link.has_ethernet = matches!(
+        header.link_layer_type,
+        LinkLayerType::Ether | LinkLayerType::Loopback
+    );
+    link.is_up = header.flags.contains(LinkFlags::Up);
+    let mut master = None;
+    let mut port_kind = None;
+    for attribute in &message.attributes {
         if let LinkAttribute::LinkInfo(infos) = attribute {
-            Some(infos)
-        } else {
-            None
+            for info in infos {
+                if let LinkInfo::Kind(kind) = info {
+                    link.kind = link_kind(kind);
+                } else if let LinkInfo::PortKind(kind) = info {
+                    port_kind = Some(kind);
+                }
+            }
+        } else if let LinkAttribute::LinkNetNsId(_) = attribute {
+            link.is_peer_elsewhere = true;
+        } else if let LinkAttribute::Controller(index) = attribute {
+            master = Some(*index);
+        } else if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = *mtu;
+        } else if let LinkAttribute::Address(bytes) = attribute {
+            link.mac = bytes.as_slice().try_into().unwrap_or_default();
         }
-    });
-    let is_pair = kinds
-        .flatten()
-        .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit)));
-    let is_peer_elsewhere = message
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
-    Some(Link::new(
-        message.header.index,
-        name,
-        is_pair,
-        is_peer_elsewhere,
-    ))
+    }
+    if header.flags.contains(LinkFlags::Loopback) {
+        link.kind = LinkKind::Loopback;
+    }
+    // A VRF takes no packets from its ports, it only has routes of its own for them.
+    link.port = master
+        .filter(|_| port_kind != Some(&InfoPortKind::Vrf))
+        .map(|master| Port {
+            master,
+            is_bridge: port_kind == Some(&InfoPortKind::Bridge),
+        });
+    Some(link)
 }
 
-/// A global address and the link that has it.
-fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
-    if message.header.scope != AddressScope::Universe {
-        return None;
+fn link_kind(kind: &InfoKind) -> LinkKind {
+    if matches!(kind, InfoKind::Veth | InfoKind::Netkit) {
+        LinkKind::Pair
+    } else if matches!(kind, InfoKind::Bridge) {
+        LinkKind::Bridge
+    } else if matches!(
+        kind,
+        InfoKind::Dummy | InfoKind::Ifb | InfoKind::Nlmon | InfoKind::Vrf
+    ) {
+        LinkKind::Internal
+    } else {
+        LinkKind::Other
     }
+}
+
+/// An address with the link that has it.
+fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
     // On a point-to-point link `Address` is the peer's.
     let local = message.attributes.iter().find_map(|attribute| {
         if let AddressAttribute::Local(ip) = attribute {
@@ -277,6 +317,42 @@ fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
     Some((message.header.index, local.or(address)?))
 }
 
+fn address_gone(message: &AddressMessage) -> Option<Event> {
+    address(message).map(|(index, ip)| Event::AddressGone(index, ip))
+}
+
+/// The same with what it is good for; nothing if packets to it would not be taken.
+fn usable_address(message: &AddressMessage) -> Option<(u32, Assigned)> {
+    let (index, ip) = address(message)?;
+    let flags = message.attributes.iter().find_map(|attribute| {
+        if let AddressAttribute::Flags(flags) = attribute {
+            Some(*flags)
+        } else {
+            None
+        }
+    });
+    let flags = flags.unwrap_or(AddressFlags::empty());
+    let standing = standing(ip, message.header.scope, flags)?;
+    Some((index, Assigned { ip, standing }))
+}
+
+fn standing(ip: IpAddr, scope: AddressScope, flags: AddressFlags) -> Option<Standing> {
+    if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
+        None
+    } else if scope != AddressScope::Universe {
+        Some(Standing::Narrow)
+    } else if flags.contains(AddressFlags::Deprecated) {
+        Some(Standing::Deprecated)
+    } else if !flags.contains(AddressFlags::Secondary) {
+        Some(Standing::Preferred)
+    } else if ip.is_ipv4() {
+        Some(Standing::Secondary)
+    } else {
+        // The kernel has one bit for both.
+        Some(Standing::Temporary)
+    }
+}
+
 /// The device of a default route.
 fn uplink(route: &RouteMessage) -> Option<u32> {
     if route.header.destination_prefix_length != 0 {
@@ -289,4 +365,58 @@ fn uplink(route: &RouteMessage) -> Option<u32> {
             None
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_counts_when_it_is_sure_and_stands_by_its_flags() {
+        let none = AddressFlags::empty();
+        let (v4, v6): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), Ipv6Addr::LOCALHOST.into());
+        let universe = AddressScope::Universe;
+        for (ip, scope, flags, expected) in [
+            (
+                v4,
+                universe,
+                AddressFlags::Permanent,
+                Some(Standing::Preferred),
+            ),
+            (
+                v4,
+                universe,
+                AddressFlags::Secondary,
+                Some(Standing::Secondary),
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Secondary,
+                Some(Standing::Temporary),
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Deprecated,
+                Some(Standing::Deprecated),
+            ),
+            (v6, AddressScope::Link, none, Some(Standing::Narrow)),
+            (v6, universe, AddressFlags::Tentative, None),
+            (
+                v6,
+                universe,
+                AddressFlags::Tentative | AddressFlags::Optimistic,
+                None,
+            ),
+            (
+                v6,
+                universe,
+                AddressFlags::Permanent | AddressFlags::Dadfailed,
+                None,
+            ),
+        ] {
+            assert_eq!(standing(ip, scope, flags), expected, "{ip} {flags:?}");
+        }
+    }
 }

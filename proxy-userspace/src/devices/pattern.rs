@@ -1,4 +1,4 @@
-//! Names of pods' devices, as `--pod-devices` gives them.
+//! Names of devices, as `--pod-devices` and `--node-devices` give them.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use glob::Pattern;
 
 /// Patterns of names; without any, the links decide.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct PodDevices {
+pub struct DevicePatterns {
     wanted: Vec<Pattern>,
     unwanted: Vec<Pattern>,
 }
@@ -27,8 +27,8 @@ pub enum PatternError {
     },
 }
 
-impl PodDevices {
-    /// Whether a device of this name leads to a pod; `None`: the link decides.
+impl DevicePatterns {
+    /// Whether a device of this name is meant; `None`: the link decides.
     ///
     /// A name that a pattern with `!` matches does not. Of the others, those do that match a
     /// pattern; if all patterns are with `!`, the links decide.
@@ -41,7 +41,7 @@ impl PodDevices {
     }
 }
 
-impl FromStr for PodDevices {
+impl FromStr for DevicePatterns {
     type Err = PatternError;
 
     /// Reads a list such as `veth*,cali*,!veth-infra`.
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn patterns_match_whole_names() {
-        let pods: PodDevices = "veth*, cali?,!veth-infra".parse().unwrap();
+        let pods: DevicePatterns = "veth*, cali?,!veth-infra".parse().unwrap();
         for (name, expected) in [
             ("veth1", true),
             ("veth-infra", false),
@@ -87,17 +87,17 @@ mod tests {
 
     #[test]
     fn without_a_wanted_pattern_the_link_decides() {
-        assert_eq!(PodDevices::default().verdict("veth1"), None);
-        let pods: PodDevices = "!eth0".parse().unwrap();
+        assert_eq!(DevicePatterns::default().verdict("veth1"), None);
+        let pods: DevicePatterns = "!eth0".parse().unwrap();
         assert_eq!(pods.verdict("veth1"), None);
         assert_eq!(pods.verdict("eth0"), Some(false));
     }
 
     #[test]
     fn what_is_no_pattern_is_said() {
-        assert_eq!("veth*,".parse::<PodDevices>(), Err(PatternError::Empty));
-        assert_eq!("!".parse::<PodDevices>(), Err(PatternError::Empty));
-        let error = "veth[".parse::<PodDevices>().unwrap_err().to_string();
+        assert_eq!("veth*,".parse::<DevicePatterns>(), Err(PatternError::Empty));
+        assert_eq!("!".parse::<DevicePatterns>(), Err(PatternError::Empty));
+        let error = "veth[".parse::<DevicePatterns>().unwrap_err().to_string();
         assert!(error.contains("veth["), "{error}");
     }
 }

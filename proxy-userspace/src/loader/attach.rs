@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::Features;
 use super::clsact::{self, FilterError};
 use super::pins::Pins;
-use super::programs::{self, Program, Programs};
+use super::programs::{self, Kind, Program, Programs};
 
 /// A network device.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -150,21 +150,32 @@ impl Attacher {
         self.method
     }
 
-    /// Sees to it that the programs are on both sides of `device`.
+    /// Sees to it that these programs are on `device` and none of ours on a side that they leave
+    /// free. One that is there takes the other's place in one step.
     ///
     /// # Errors
     /// If the kernel refuses; one side may be attached then.
-    pub async fn attach(&mut self, device: &Device) -> Result<[Change; 2], AttachError> {
-        let [ingress, egress] = &mut self.programs.all;
+    pub async fn attach(
+        &mut self,
+        device: &Device,
+        kinds: &[Kind],
+    ) -> Result<Vec<Change>, AttachError> {
         let site = Site {
             device,
             pins: &self.pins,
             netlink: &self.netlink,
         };
-        Ok([
-            site.attach(self.method, ingress).await?,
-            site.attach(self.method, egress).await?,
-        ])
+        let mut changes = Vec::new();
+        for side in SIDES {
+            let kind = kinds.iter().find(|kind| kind.side() == side);
+            match kind.and_then(|kind| self.programs.get_mut(*kind)) {
+                Some(program) => changes.push(site.attach(self.method, program).await?),
+                None => {
+                    let _was_there = site.detach(side).await?;
+                }
+            }
+        }
+        Ok(changes)
     }
 
     /// Takes the programs off `device`, however they were attached; says whether any was there.
@@ -223,9 +234,9 @@ pub async fn detach(
         pins,
         netlink,
     };
-    let mut was_there = forget(pins, device.index)?;
+    let mut was_there = false;
     for side in SIDES {
-        was_there |= site.remove_filters(side).await?;
+        was_there |= site.detach(side).await?;
     }
     Ok(was_there)
 }
@@ -275,7 +286,7 @@ impl Site<'_> {
     /// First the other way's leftover goes, then the program comes: better a moment without one
     /// than two that both translate.
     async fn attach(&self, method: Method, program: &mut Program) -> Result<Change, AttachError> {
-        let side = program.side;
+        let side = program.kind.side();
         match method {
             Method::Tcx => {
                 let _was_there = self.remove_filters(side).await?;
@@ -291,6 +302,12 @@ impl Site<'_> {
         }
     }
 
+    async fn detach(&self, side: Side) -> Result<bool, AttachError> {
+        let had_link = unpin(self.pins.link(self.device.index, side))?;
+        let had_filters = self.remove_filters(side).await?;
+        Ok(had_link || had_filters)
+    }
+
     async fn remove_filters(&self, side: Side) -> Result<bool, AttachError> {
         clsact::detach(self.netlink, self.device.index, side)
             .await
@@ -298,12 +315,12 @@ impl Site<'_> {
     }
 
     fn link(&self, program: &mut Program) -> Result<Change, TcxError> {
-        let path = self.pins.link(self.device.index, program.side);
+        let path = self.pins.link(self.device.index, program.kind.side());
         let Some(link) = pinned_link(&path)? else {
             return self.create_link(program);
         };
         let attached = link.info()?.program_id();
-        let present = tcx_programs(self.device, program.side)?;
+        let present = tcx_programs(self.device, program.kind.side())?;
         if !present.iter().any(|info| info.id() == attached) {
             // The pin of another device that had this index before, or has it in another
             // network namespace.
@@ -322,7 +339,7 @@ impl Site<'_> {
 
     fn create_link(&self, program: &mut Program) -> Result<Change, TcxError> {
         // Next to the pod on both sides: others see real addresses only.
-        let order = match program.side {
+        let order = match program.kind.side() {
             Side::Ingress => LinkOrder::first(),
             Side::Egress => LinkOrder::last(),
         };
@@ -330,11 +347,11 @@ impl Site<'_> {
         let classifier: &mut SchedClassifier = &mut program.classifier;
         let id = classifier.attach_with_options(
             &self.device.name,
-            attach_type(program.side),
+            attach_type(program.kind.side()),
             options,
         )?;
         let link: FdLink = classifier.take_link(id)?.try_into()?;
-        drop(link.pin(self.pins.link(self.device.index, program.side))?);
+        drop(link.pin(self.pins.link(self.device.index, program.kind.side()))?);
         Ok(Change::Created)
     }
 }

@@ -161,6 +161,10 @@ fn required_features() -> Result<(), CheckError> {
     let maps = [
         (MapType::Hash, "hash maps (BPF_MAP_TYPE_HASH)"),
         (MapType::LruHash, "LRU hash maps (BPF_MAP_TYPE_LRU_HASH)"),
+        (
+            MapType::LpmTrie,
+            "longest-prefix tries (BPF_MAP_TYPE_LPM_TRIE)",
+        ),
         (MapType::Array, "array maps (BPF_MAP_TYPE_ARRAY)"),
         (
             MapType::PerCpuArray,

@@ -80,12 +80,12 @@ pub(super) async fn attach(
     index: u32,
     program: &Program,
 ) -> Result<Change, FilterError> {
-    let present = filters(netlink, index, program.side).await?;
+    let present = filters(netlink, index, program.kind.side()).await?;
     if present.iter().any(|filter| filter.program == program.id) {
         return Ok(Change::Unchanged);
     }
     add_qdisc(netlink, index).await?;
-    let mut message = message(index, program.side);
+    let mut message = message(index, program.kind.side());
     message.attributes = attributes(program)?;
     let new = RouteNetlinkMessage::NewTrafficFilter(message);
     let _answers = request(netlink, "adding the filter", new, NLM_F_ACK | NLM_F_CREATE).await?;
@@ -212,7 +212,7 @@ fn attributes(program: &Program) -> Result<Vec<TcAttribute>, FilterError> {
     let fd = program.classifier.fd()?.as_fd().as_raw_fd();
     let options = [
         TcFilterBpfOption::ProgFd(fd.cast_unsigned()),
-        TcFilterBpfOption::ProgName(program.name.to_owned()),
+        TcFilterBpfOption::ProgName(program.kind.name().to_owned()),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
     let options = options.into_iter().map(TcOption::Bpf).collect();

@@ -2,14 +2,14 @@
 
 use bytemuck::Pod;
 use proxy_common::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceName,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, ServiceName,
 };
 
 use super::pins::Pins;
 use super::sizes::{Plan, Spec};
 use super::{LoadError, io_error};
-use crate::maps::{List, MapFailure, Table};
+use crate::maps::{List, MapFailure, Table, Trie};
 
 /// Copies once more what programs have written into the old map since.
 type Again = Box<dyn FnMut() -> Result<u64, MapFailure> + Send>;
@@ -57,6 +57,8 @@ impl Growth {
 fn copier(pins: &Pins, name: &'static str) -> Result<Again, MapFailure> {
     match name {
         "FRONTENDS" => table::<FrontendKey, Frontend>(pins, name),
+        "ADDRESSES" => table::<Addr, AddressFlags>(pins, name),
+        "SOURCE_RANGES" => trie::<[u32; 5], u32>(pins, name),
         "SERVICES" => table::<u32, ServiceName>(pins, name),
         "FLOWS" => table::<FlowKey, Flow>(pins, name),
         "AFFINITY" => table::<AffinityKey, Affinity>(pins, name),
@@ -82,6 +84,29 @@ where
             n_new += u64::from(new.insert_if_absent(&key, &value)?);
         }
         Ok(n_new)
+    }))
+}
+
+/// Only the daemon writes tries, so the second time there is nothing to do.
+fn trie<K, V>(pins: &Pins, name: &'static str) -> Result<Again, MapFailure>
+where
+    K: Pod + Send,
+    V: Pod + Send,
+{
+    let old: Trie<K, V> = Trie::open(pins, name)?;
+    let mut new: Trie<K, V> = Trie::open_at(&pins.grown_map(name), name)?;
+    let mut is_done = false;
+    Ok(Box::new(move || {
+        if std::mem::replace(&mut is_done, true) {
+            return Ok(0);
+        }
+        let mut n_entries = 0;
+        for entry in old.entries() {
+            let (length, key, value) = entry?;
+            new.insert(length, &key, &value)?;
+            n_entries += 1;
+        }
+        Ok(n_entries)
     }))
 }
 

@@ -9,12 +9,10 @@ use proxy_common::abi::Side;
 
 use super::LoadError;
 
-/// A program for one side of pods' devices.
+/// A program for one side of devices of one kind.
 pub struct Program {
-    /// Its name in the object.
-    pub name: &'static str,
-    /// Where it belongs.
-    pub side: Side,
+    /// Which one.
+    pub kind: Kind,
     /// The kernel's number of it.
     pub id: u32,
     /// The kernel's hash of its instructions.
@@ -23,50 +21,90 @@ pub struct Program {
     pub(super) classifier: SchedClassifier,
 }
 
+/// Which program.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// What a pod sends.
+    PodIngress,
+    /// What a pod gets.
+    PodEgress,
+    /// What comes in from outside.
+    NodeIngress,
+    /// What goes out, and what this node's own processes send.
+    NodeEgress,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::PodIngress,
+        Self::PodEgress,
+        Self::NodeIngress,
+        Self::NodeEgress,
+    ];
+
+    /// Its name in the object.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PodIngress => "pod_ingress",
+            Self::PodEgress => "pod_egress",
+            Self::NodeIngress => "node_ingress",
+            Self::NodeEgress => "node_egress",
+        }
+    }
+
+    /// On which side of a device it belongs.
+    pub const fn side(self) -> Side {
+        match self {
+            Self::PodIngress | Self::NodeIngress => Side::Ingress,
+            Self::PodEgress | Self::NodeEgress => Side::Egress,
+        }
+    }
+}
+
 /// All programs.
 pub struct Programs {
     folder: PathBuf,
-    /// One for each side.
-    pub all: [Program; 2],
-}
-
-/// The name of the program for one side.
-pub(super) const fn name(side: Side) -> &'static str {
-    match side {
-        Side::Ingress => "pod_ingress",
-        Side::Egress => "pod_egress",
-    }
+    /// In the order of [`Kind::ALL`].
+    pub all: [Program; 4],
 }
 
 /// Whether a program of this name is one of ours.
 pub(super) fn is_ours(program: &str) -> bool {
-    program == name(Side::Ingress) || program == name(Side::Egress)
+    Kind::ALL.iter().any(|kind| kind.name() == program)
 }
 
 impl Programs {
     /// The programs that are pinned in `folder`; `None` if they are not all there.
     pub(super) fn open(folder: &Path) -> Option<Self> {
-        let open = |side| {
-            let name = name(side);
-            let classifier = SchedClassifier::from_pin(folder.join(name)).ok()?;
-            Program::new(side, classifier).ok()
+        let open = |kind: Kind| {
+            let classifier = SchedClassifier::from_pin(folder.join(kind.name())).ok()?;
+            Program::new(kind, classifier).ok()
         };
-        let all = [open(Side::Ingress)?, open(Side::Egress)?];
+        let all = Kind::ALL.map(open);
+        let [Some(a), Some(b), Some(c), Some(d)] = all else {
+            return None;
+        };
         Some(Self {
             folder: folder.to_owned(),
-            all,
+            all: [a, b, c, d],
         })
     }
 
     /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`.
     pub(super) fn load(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, LoadError> {
-        for side in [Side::Ingress, Side::Egress] {
-            load_and_pin(ebpf, name(side), folder)?;
+        for kind in Kind::ALL {
+            load_and_pin(ebpf, kind.name(), folder)?;
         }
         // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
         Self::open(folder).ok_or(LoadError::NoProgram {
-            name: "pod_ingress or pod_egress",
+            name: "of all that it should have",
         })
+    }
+
+    /// The program of this kind.
+    pub(super) fn get_mut(&mut self, kind: Kind) -> Option<&mut Program> {
+        self.all.iter_mut().find(|program| program.kind == kind)
     }
 
     /// Where they are pinned.
@@ -87,11 +125,10 @@ impl Programs {
 }
 
 impl Program {
-    fn new(side: Side, classifier: SchedClassifier) -> Result<Self, ProgramError> {
+    fn new(kind: Kind, classifier: SchedClassifier) -> Result<Self, ProgramError> {
         let info: ProgramInfo = classifier.info()?;
         Ok(Self {
-            name: name(side),
-            side,
+            kind,
             id: info.id(),
             tag: info.tag(),
             classifier,

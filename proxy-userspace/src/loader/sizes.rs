@@ -2,8 +2,9 @@
 
 use aya::maps::MapType;
 use proxy_common::abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceCounters, ServiceName, Settings, limits,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters, ServiceName,
+    Settings, SourceRangeKey, limits,
 };
 
 /// What a map is made of; what a pinned one must agree with.
@@ -38,6 +39,10 @@ const fn lru<K, V>(name: &'static str, option: &'static str) -> Spec {
     spec::<K, V>(name, MapType::LruHash, Some(option))
 }
 
+const fn trie<K, V>(name: &'static str, option: Option<&'static str>) -> Spec {
+    spec::<K, V>(name, MapType::LpmTrie, option)
+}
+
 const fn array<V>(name: &'static str, option: Option<&'static str>) -> Spec {
     spec::<u32, V>(name, MapType::Array, option)
 }
@@ -62,8 +67,12 @@ const fn spec<K, V>(name: &'static str, map_type: MapType, option: Option<&'stat
 }
 
 /// All maps that are pinned, in the order in which `beeline status` shows them.
-pub const MAPS: [Spec; 11] = [
+pub const MAPS: [Spec; 15] = [
     hash::<FrontendKey, Frontend>("FRONTENDS", "--max-frontends"),
+    hash::<Addr, AddressFlags>("ADDRESSES", "--max-addresses"),
+    trie::<SourceRangeKey, u32>("SOURCE_RANGES", Some("--max-source-ranges")),
+    trie::<NetworkKey, NetworkFlags>("NETWORKS", None),
+    spec::<u32, Device>("DEVICES", MapType::Hash, None),
     array::<u32>("SLOTS", Some("--max-slots")),
     array::<Backend>("BACKENDS", Some("--max-backends")),
     hash::<u32, ServiceName>("SERVICES", "--max-services"),
@@ -81,6 +90,10 @@ pub const MAPS: [Spec; 11] = [
 pub struct Sizes {
     /// Entries of `FRONTENDS`.
     pub frontends: Option<u32>,
+    /// Entries of `ADDRESSES`.
+    pub addresses: Option<u32>,
+    /// Entries of `SOURCE_RANGES`.
+    pub source_ranges: Option<u32>,
     /// Entries of `SLOTS`.
     pub slots: Option<u32>,
     /// Entries of `BACKENDS`.
@@ -100,6 +113,8 @@ impl Sizes {
     pub fn asked(&self, name: &str) -> Option<u32> {
         match name {
             "FRONTENDS" => self.frontends,
+            "ADDRESSES" => self.addresses,
+            "SOURCE_RANGES" => self.source_ranges,
             "SLOTS" => self.slots,
             "BACKENDS" => self.backends,
             "SERVICES" | "SERVICE_COUNTERS" => self.services,
@@ -115,6 +130,10 @@ impl Sizes {
 pub fn default_size(name: &str, memory: u64) -> u32 {
     match name {
         "FRONTENDS" => limits::FRONTENDS,
+        "ADDRESSES" => limits::ADDRESSES,
+        "SOURCE_RANGES" => limits::SOURCE_RANGES,
+        "NETWORKS" => limits::NETWORKS,
+        "DEVICES" => limits::DEVICES,
         "SLOTS" => limits::SLOTS,
         "BACKENDS" => limits::BACKENDS,
         "SERVICES" | "SERVICE_COUNTERS" => limits::SERVICES,
@@ -307,12 +326,11 @@ mod tests {
 
     #[test]
     fn every_map_has_a_size() {
+        const GIVEN: [&str; 5] = ["SETTINGS", "CRC_SHIFTS", "OUTCOMES", "NETWORKS", "DEVICES"];
         for spec in MAPS {
             assert!(default_size(spec.name, 0) > 0);
-            assert_eq!(
-                spec.option.is_some(),
-                default_size(spec.name, 0) > 64 && spec.name != "CRC_SHIFTS"
-            );
+            assert_eq!(spec.option.is_none(), GIVEN.contains(&spec.name));
+            assert_eq!(default_size(spec.name, 0) == 1, spec.name == "SETTINGS");
         }
     }
 }

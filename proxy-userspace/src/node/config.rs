@@ -271,11 +271,6 @@ impl Default for SourcePorts {
 }
 
 impl SourcePorts {
-    /// Whether a port is in both ranges.
-    pub const fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
-
     /// First and last, as the datapath has them.
     pub(super) const fn ports(self) -> (Port, Port) {
         (Port::new(self.first), Port::new(self.last))
@@ -372,13 +367,6 @@ mod tests {
         ] {
             let error = wrong.parse::<SourcePorts>().unwrap_err().to_string();
             assert!(error.contains(&format!("{wrong:?}")), "{error}");
-        }
-        for (other, overlaps) in [
-            ("32768-60999", false),
-            ("29999-40000", true),
-            ("1024-65535", true),
-        ] {
-            assert_eq!(ports.overlaps(other.parse().unwrap()), overlaps, "{other}");
         }
     }
 

@@ -1,26 +1,28 @@
 //! The loop between what the source says and what the maps hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use proxy_common::abi::{Addr, Family, Settings, SettingsFlags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use super::Options;
 use super::edges::View;
 use super::origin::Source;
+use super::surroundings::Surroundings;
 use super::unread::{Unread, lacks_slices};
+use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
+use crate::devices::Role;
+use crate::devices::routes::Route;
 use crate::loader::attach::Method;
 use crate::maps::Maps;
-use crate::model::{Affected, Event, Node, ObjectName, Problem, World};
+use crate::model::{Affected, Event, ObjectName, Problem, World};
+use crate::node;
 use crate::status::{self, LastSync, Status};
 use crate::sync::{Report, Sync};
 
@@ -44,20 +46,21 @@ struct Changed {
 
 /// What the daemon knows and keeps in order.
 pub(super) struct Control {
-    node: Arc<str>,
-    flags: SettingsFlags,
+    surroundings: Surroundings,
     state_dir: PathBuf,
     world: World,
     changed: Changed,
     /// Whether the first lists are complete.
     is_complete: bool,
+    /// Whether what they told has been brought into force.
+    is_in_force: bool,
     /// What they did not tell.
     unread: Unread,
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
     sync: Sync,
     maps: Maps,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
     retry: Option<(Instant, Duration)>,
@@ -76,7 +79,12 @@ pub(super) struct Control {
 
 impl Control {
     /// Goes on from what the maps hold.
-    pub(super) fn new(options: &Options, maps: Maps, method: Method) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        options: &Options,
+        maps: Maps,
+        method: Method,
+        routes: watch::Sender<Option<BTreeSet<Route>>>,
+    ) -> anyhow::Result<Self> {
         let contents = maps.contents()?;
         tracing::info!(
             "the maps hold {} frontends of {} service ports",
@@ -87,27 +95,36 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: status::unix_time(),
-            node: options.node.to_string(),
+            node: options.node.name.to_string(),
             source: options.origin.to_string(),
             synced: false,
             last_sync: None,
             problems: Vec::new(),
             method,
             devices: Vec::new(),
+            node_devices: Vec::new(),
+            host_devices: Vec::new(),
+            node_addresses: Vec::new(),
+            modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
         Ok(Self {
-            node: options.node.clone(),
-            flags: options.flags,
+            surroundings: Surroundings::new(
+                options.node.clone(),
+                matches!(options.origin, super::Origin::Kubernetes(_)),
+                &maps,
+                routes,
+            )?,
             state_dir: options.state_dir.clone(),
             world: World::new(),
             changed: Changed::default(),
             is_complete: false,
+            is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
             sync: Sync::new(maps.capacity(), contents),
             maps,
-            view: watch::channel(View::default()).1,
+            view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
             retry: None,
             status,
@@ -121,7 +138,7 @@ impl Control {
     /// The same with devices to watch and records to collect.
     pub(super) fn with(
         mut self,
-        view: watch::Receiver<View>,
+        view: watch::Receiver<Arc<View>>,
         collector: Collector,
     ) -> anyhow::Result<Self> {
         let (inquiries, inquired) = mpsc::channel();
@@ -145,7 +162,7 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
-        self.settle()?;
+        self.settle();
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
             tokio::select! {
@@ -157,11 +174,12 @@ impl Control {
                 Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
+                () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
-            self.settle()?;
+            self.settle();
         }
         tracing::info!("stopping; programs, flows and Services stay in force");
         Ok(())
@@ -191,26 +209,11 @@ impl Control {
         tracing::debug!("freed {} backends of deleted Services", report.n_writes);
     }
 
-    /// Brings settings and status up to date.
-    fn settle(&mut self) -> anyhow::Result<()> {
+    /// Brings node and status up to date.
+    fn settle(&mut self) {
         self.inquire();
-        let view = self.view.borrow_and_update().clone();
-        let preferred = self.world.node().map_or(&[][..], |node| &node.addresses);
-        let settings = settings(preferred, &view.addresses, self.flags);
-        if self.maps.set_settings(&settings)? {
-            let known = [settings.node_v4, settings.node_v6].map(|address| {
-                if address.is_unspecified() {
-                    "unknown".to_owned()
-                } else {
-                    address.to_string()
-                }
-            });
-            tracing::info!(
-                "addresses of this node: IPv4 {}, IPv6 {}",
-                known[0],
-                known[1]
-            );
-        }
+        self.follow_node();
+        let view = self.view.borrow().clone();
         let of_source = self.problems.iter().map(|(subject, message)| Problem {
             subject: subject.clone(),
             message: message.clone(),
@@ -218,11 +221,35 @@ impl Control {
         self.status.problems = of_source
             .chain(self.start_problem())
             .chain(self.sync.problems())
-            .chain(view.problems)
+            .chain(self.surroundings.problem())
+            .chain(view.problems.iter().cloned())
             .collect();
-        self.status.devices = view.edges;
+        let named = |roles: &[Role]| {
+            let names = roles.iter().filter_map(|role| view.edges.get(role));
+            names.flatten().cloned().collect()
+        };
+        self.status.devices = named(&[Role::PodEdge]);
+        self.status.node_devices = named(&[Role::NodeEdge]);
+        self.status.host_devices = named(&[Role::HostEdge, Role::Loopback]);
+        self.status.node_addresses = self.surroundings.node_addresses();
+        self.status.synced |= self.is_in_force && self.surroundings.has_routes(&view);
         self.write_status();
-        Ok(())
+    }
+
+    /// Has the maps follow what is around.
+    fn follow_node(&mut self) {
+        let view = self.view.borrow_and_update().clone();
+        let seen = super::surroundings::Seen {
+            view: &view,
+            world: &self.world,
+            is_complete: self.is_complete,
+        };
+        let report = self
+            .surroundings
+            .follow(&seen, &mut self.maps, &mut self.sync);
+        if let Some(report) = report {
+            self.plan_retry(report.n_pending);
+        }
     }
 
     /// Takes events in, and has the maps follow.
@@ -256,7 +283,7 @@ impl Control {
     /// What is still kept because it could not be read.
     fn start_problem(&self) -> Option<Problem> {
         // Until the first sync, all that a predecessor left is unclaimed.
-        if !self.status.synced {
+        if !self.is_in_force {
             return None;
         }
         self.unread.problem(self.sync.unclaimed())
@@ -281,12 +308,13 @@ impl Control {
     /// Compiles what has changed and brings it into force.
     fn follow(&mut self) {
         let start = Instant::now();
+        self.follow_node();
         let names = self.due();
         let facts = NodeFacts {
-            name: self.node.clone(),
+            name: self.surroundings.config().name.clone(),
             zone: self.world.zone().cloned(),
-            primary: primary_addresses(self.world.node()),
-            same_node_hints: true,
+            primary: node::primary_addresses(self.world.node()),
+            same_node_hints: self.surroundings.config().same_node_hints,
         };
         let mut report = Report::default();
         let mut shown = start;
@@ -306,7 +334,7 @@ impl Control {
             let finished = self.sync.finish_start(may_be_there, &mut self.maps);
             report = sum(report, finished);
         }
-        self.status.synced = true;
+        self.is_in_force = true;
         self.conclude(start, names.len(), report);
     }
 
@@ -418,65 +446,10 @@ fn desired(world: &World, facts: &NodeFacts, name: &ObjectName) -> Vec<DesiredPo
     world.service(name).map(compile).unwrap_or_default()
 }
 
-/// The Node's first address of each family, by which it is known.
-fn primary_addresses(node: Option<&Node>) -> Vec<IpAddr> {
-    let all = node.map_or(&[][..], |node| &node.addresses);
-    let first = |family| {
-        all.iter()
-            .copied()
-            .find(|address| Family::of(*address) == family)
-    };
-    Family::ALL.into_iter().filter_map(first).collect()
-}
-
 /// Writes add up; what is pending is so after the last.
 const fn sum(earlier: Report, later: Report) -> Report {
     Report {
         n_writes: earlier.n_writes + later.n_writes,
         n_pending: later.n_pending,
-    }
-}
-
-/// The datapath's settings: this node's addresses from the Node object, else from its devices.
-fn settings(preferred: &[IpAddr], own: &[IpAddr], flags: SettingsFlags) -> Settings {
-    let address = |family| {
-        let mut candidates = preferred.iter().chain(own);
-        let address = candidates.find(|address| Family::of(**address) == family);
-        address.map_or(Addr::UNSPECIFIED, |address| Addr::from(*address))
-    };
-    Settings {
-        node_v4: address(Family::Ipv4),
-        node_v6: address(Family::Ipv6),
-        flags,
-        ..Settings::default()
-    }
-}
-
-/// Until `due`; forever if there is nothing to wait for.
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ips(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn the_node_objects_address_goes_before_the_devices() {
-        let own = ips(&["192.0.2.1", "2001:db8::1"]);
-        let both = settings(&ips(&["192.0.2.9"]), &own, SettingsFlags::NONE);
-        assert_eq!(both.node_v4.to_string(), "192.0.2.9");
-        assert_eq!(both.node_v6.to_string(), "2001:db8::1");
-        let none = settings(&[], &[], SettingsFlags::ADOPT_MID_FLOW);
-        assert_eq!(none.node_v4, Addr::UNSPECIFIED);
-        assert!(none.flags.contains(SettingsFlags::ADOPT_MID_FLOW));
-        assert_eq!(none.first_port, Settings::default().first_port);
     }
 }

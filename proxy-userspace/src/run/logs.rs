@@ -10,7 +10,7 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Passes the programs' log records on to ours.
 pub(super) fn forward(programs: &Programs) {
-    let [program, _] = &programs.all;
+    let [program, ..] = &programs.all;
     let Ok(mut logger) = EbpfLogger::init_from_id(program.id) else {
         return;
     };

@@ -56,6 +56,37 @@ impl Namespace {
         ip(Some(&self.name), &commands.into_iter().collect::<Vec<_>>())
     }
 
+    /// What an `ip` command says in this namespace.
+    ///
+    /// # Errors
+    /// The command fails, with what `ip` says.
+    pub fn ask_ip(&self, command: &str) -> Result<String> {
+        let output = Command::new(ip_path())
+            .args(["-netns", &self.name])
+            .args(command.split_whitespace())
+            .output()
+            .context("start `ip`: is iproute2 installed?")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "`ip {command}` in namespace {}: {}",
+            self.name,
+            said.trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The value of a sysctl, named by its path under `/proc/sys`, in this namespace.
+    ///
+    /// # Errors
+    /// The sysctl does not exist.
+    pub fn get(&self, sysctl: &str) -> Result<String> {
+        let path = Path::new("/proc/sys").join(sysctl);
+        let value = in_namespace(self, || std::fs::read_to_string(&path))
+            .with_context(|| format!("namespace {}: read {sysctl}", self.name))?;
+        Ok(value.trim().to_owned())
+    }
+
     /// Sets a sysctl, named by its path under `/proc/sys`, in this namespace.
     ///
     /// # Errors

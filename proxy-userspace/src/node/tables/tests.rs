@@ -16,6 +16,7 @@ fn node(addresses: &str, pod_cidrs: &str) -> Node {
         zone: None,
         addresses: ips(addresses),
         pod_cidrs: nets(pod_cidrs),
+        to_be_deleted: false,
     }
 }
 
@@ -65,7 +66,8 @@ fn node_ports_are_accepted_at_addresses_in_the_ranges() {
     let v4_only = node("192.168.0.2", "");
     let loopback = node("127.0.0.1", "");
     let none: &[&str] = &[];
-    let cases: [(&str, Option<&Node>, &[&[&str]]); 12] = [
+    type Case<'a> = (&'a str, Option<&'a Node>, &'a [&'a [&'a str]]);
+    let cases: [Case<'_>; 12] = [
         // R90: everything but loopback.
         ("", None, &[&V6, &V4]),
         // R86: a family without range is not limited.
