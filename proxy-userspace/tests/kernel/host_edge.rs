@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use proxy_common::abi::Family;
 use serde_json::Value;
-use xtask::testbed::{Beeline, Daemon, Layout, Namespace, Testbed};
+use xtask::testbed::{Beeline, Daemon, Layout, Namespace, Testbed, in_namespace};
 
-use crate::cluster::{Service, beeline};
+use crate::client::Connection;
+use crate::cluster::{Service, beeline, serve_all};
 
 const V4: &str = "10.96.0.0/16";
 const V6: &str = "fd00:10:96::/112";
@@ -125,6 +127,24 @@ fn it_is_made_at_start_kept_over_restarts_and_removed_by_cleanup() {
     let seen = beeline.call(["status", "-o", "json"]).unwrap();
     let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
     assert_eq!(seen["attached"].as_array().map(Vec::len), Some(0), "{seen}");
+}
+
+#[test]
+fn processes_of_the_node_reach_a_service_by_it() {
+    let testbed = Testbed::new(Layout::Routed).unwrap();
+    let pod = testbed.pod("web").unwrap();
+    let _servers = serve_all(&pod);
+    let service = Service::new("web", 10, std::slice::from_ref(&pod));
+    service.write(&testbed);
+    let node = &testbed.node().namespace;
+    let _daemon = run(&beeline(&testbed), &[]);
+    for family in Family::ALL {
+        in_namespace(node, || {
+            let mut connection = Connection::open(service.address(family)).unwrap();
+            assert_eq!(connection.backend, "web");
+            connection.echo(b"there and back").unwrap();
+        });
+    }
 }
 
 #[test]

@@ -287,16 +287,16 @@ impl Kernel {
                 .expect("a frontend");
         });
         empty(&mut self.addresses);
-        for (addr, flags) in &memory.addresses {
+        memory.addresses.iter().for_each(|(addr, flags)| {
             self.addresses
                 .insert(Raw(*addr), Raw(*flags), 0)
                 .expect("an address");
-        }
-        for (index, device) in &memory.devices {
+        });
+        memory.devices.iter().for_each(|(index, device)| {
             self.devices
                 .insert(*index, Raw(*device), 0)
                 .expect("a device");
-        }
+        });
         self.replace_networks(memory);
         for (index, slot) in (0..).zip(&memory.slots) {
             self.slots.set(index, *slot, 0).expect("a slot");
