@@ -29,7 +29,7 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
 pub use daemon::{Beeline, Daemon};
-pub use namespace::{Namespace, in_namespace};
+pub use namespace::{Namespace, in_namespace, ip};
 pub use node::{Layout, Node, Pod, PodOptions};
 pub use server::{Serve, Server};
 pub use traces::release_all_and_exit;
