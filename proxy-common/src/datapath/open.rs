@@ -306,8 +306,13 @@ fn source_towards<P: Packet, T: Tables>(
     answer: &FlowKey,
 ) -> Result<Addr, Drop> {
     let came_by = super::exit::came_by(packet, tables, hook);
-    let Route::Neighbour(device) = packet.route(&answer.tuple.dst, &answer.tuple.src, came_by)
-    else {
+    // The kernel routes nothing from ::1, not even a question.
+    let asked_from = if answer.tuple.dst.is_loopback() {
+        &Addr::UNSPECIFIED
+    } else {
+        &answer.tuple.dst
+    };
+    let Route::Neighbour(device) = packet.route(asked_from, &answer.tuple.src, came_by) else {
         return Err(Drop::NoRoute);
     };
     let of_device = tables.device(device).map_or(Addr::UNSPECIFIED, |device| {

@@ -147,9 +147,10 @@ impl Packet for Skb {
         self.is_segmented
     }
 
-    fn route(&mut self, _src: &Addr, dst: &Addr, device: u32) -> Route {
-        // No packet comes in by no device.
-        match longest(&self.routes, dst).filter(|_| device != 0) {
+    fn route(&mut self, src: &Addr, dst: &Addr, device: u32) -> Route {
+        // No packet comes in by no device, nor is one from a loopback address let through.
+        let may_pass = device != 0 && !src.is_loopback();
+        match longest(&self.routes, dst).filter(|_| may_pass) {
             Some(device) => {
                 self.sent = Sent::Neighbour(device);
                 Route::Neighbour(device)
