@@ -1,5 +1,6 @@
 //! What the datapath does, packet by packet: one list for the host library and the programs.
 
+mod addresses;
 mod affinity;
 mod backends;
 mod checksums;
@@ -38,6 +39,7 @@ pub fn scenes() -> Vec<Scene> {
         icmp::scenes(),
         states::scenes(),
         policies::scenes(),
+        addresses::scenes(),
         source_nat::scenes(),
         node_clients::scenes(),
     ]
