@@ -5,6 +5,7 @@ mod affinity;
 mod backends;
 mod checksums;
 mod clashes;
+mod departures;
 mod flows;
 mod fragments;
 mod hairpin;
@@ -40,6 +41,7 @@ pub fn scenes() -> Vec<Scene> {
         states::scenes(),
         policies::scenes(),
         addresses::scenes(),
+        departures::scenes(),
         source_nat::scenes(),
         node_clients::scenes(),
     ]
