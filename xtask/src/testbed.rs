@@ -30,7 +30,7 @@ use nix::mount::{MsFlags, mount};
 
 pub use daemon::{Beeline, Daemon};
 pub use device::{Offload, set_offload};
-pub use namespace::{Namespace, in_namespace};
+pub use namespace::{Namespace, in_namespace, ip};
 pub use node::{Layout, Node, Pod, PodOptions};
 pub use server::{Serve, Server};
 pub use traces::release_all_and_exit;

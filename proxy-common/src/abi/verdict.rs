@@ -53,6 +53,8 @@ reasons! {
         UnknownFragment = "unknown-fragment",
         /// An ICMP error that quotes nothing translated here.
         UnrelatedError = "unrelated-error",
+        /// Tagged for a virtual LAN, whose own device it comes to next, or comes from.
+        Tagged = "tagged",
         /// Delivered into this node by Beeline itself a moment ago.
         Delivered = "delivered",
     }

@@ -307,8 +307,13 @@ fn source_towards<P: Packet, T: Tables>(
     answer: &FlowKey,
 ) -> Result<Addr, Drop> {
     let origin = exit::origin(packet, tables, hook);
-    let Route::Neighbour(device) = packet.route(&answer.tuple.dst, &answer.tuple.src, origin)
-    else {
+    // The kernel routes nothing from ::1, not even a question.
+    let asked_from = if answer.tuple.dst.is_loopback() {
+        &Addr::UNSPECIFIED
+    } else {
+        &answer.tuple.dst
+    };
+    let Route::Neighbour(device) = packet.route(asked_from, &answer.tuple.src, origin) else {
         return Err(Drop::NoRoute);
     };
     let of_device = tables.device(device).map_or(Addr::UNSPECIFIED, |device| {

@@ -73,6 +73,9 @@ pub trait Packet {
     /// Index of the device that the packet comes in by or goes out by.
     fn device(&self) -> u32;
 
+    /// Whether the packet has a VLAN tag that the kernel keeps beside it (IEEE 802.1Q).
+    fn is_tagged(&self) -> bool;
+
     /// Whether this is several segments in one, each of which fits where the whole does not.
     fn is_segmented(&self) -> bool;
 

@@ -195,9 +195,12 @@ const PIECE: u16 = 0x3fff;
 ///
 /// # Errors
 ///
-/// Not IP, or malformed.
+/// Not IP, tagged, or malformed.
 #[inline(always)]
 pub fn ethernet<P: Packet>(packet: &mut P, headers: &mut Headers) -> Result<(), Pass> {
+    if packet.is_tagged() {
+        return Err(Pass::Tagged);
+    }
     packet.pull(ETHERNET_LEN + IPV4_LEN);
     let ethertype: u16 = packet.load(12).ok_or(Pass::Malformed)?;
     if ethertype == ETHERTYPE_IPV4 {

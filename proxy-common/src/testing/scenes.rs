@@ -1,9 +1,11 @@
 //! What the datapath does, packet by packet: one list for the host library and the programs.
 
+mod addresses;
 mod affinity;
 mod backends;
 mod checksums;
 mod clashes;
+mod departures;
 mod flows;
 mod fragments;
 mod hairpin;
@@ -38,6 +40,8 @@ pub fn scenes() -> Vec<Scene> {
         icmp::scenes(),
         states::scenes(),
         policies::scenes(),
+        addresses::scenes(),
+        departures::scenes(),
         source_nat::scenes(),
         node_clients::scenes(),
     ]

@@ -19,6 +19,8 @@ pub struct Skb {
     pub is_partial: bool,
     /// How many of the first bytes can be read and written without a pull.
     pub n_linear: usize,
+    /// It has a VLAN tag beside it.
+    pub is_tagged: bool,
     /// It is several segments in one.
     pub is_segmented: bool,
     /// Index of the device where it is seen.
@@ -52,6 +54,7 @@ impl Skb {
         Self {
             n_linear: bytes.len(),
             is_partial: false,
+            is_tagged: false,
             is_segmented: false,
             device: Self::DEVICE,
             routes: BTreeMap::new(),
@@ -146,13 +149,18 @@ impl Packet for Skb {
         self.device
     }
 
+    fn is_tagged(&self) -> bool {
+        self.is_tagged
+    }
+
     fn is_segmented(&self) -> bool {
         self.is_segmented
     }
 
-    fn route(&mut self, _src: &Addr, dst: &Addr, origin: Origin) -> Route {
-        // No packet comes in by no device.
-        match longest(&self.routes, dst).filter(|_| origin.device != 0) {
+    fn route(&mut self, src: &Addr, dst: &Addr, origin: Origin) -> Route {
+        // No packet comes in by no device, nor is one from a loopback address let through.
+        let may_pass = origin.device != 0 && !src.is_loopback();
+        match longest(&self.routes, dst).filter(|_| may_pass) {
             Some(device) => {
                 self.sent = Sent::Neighbour(device);
                 Route::Neighbour(device)

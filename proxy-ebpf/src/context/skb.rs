@@ -209,6 +209,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: as in `device`.
+        unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    #[inline(always)]
     fn is_segmented(&self) -> bool {
         // SAFETY: as in `device`.
         unsafe { (*self.raw).gso_size != 0 }

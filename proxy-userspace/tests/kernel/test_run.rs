@@ -1,10 +1,12 @@
 //! The compiled programs against the host library: the same packets, the same maps, byte for byte.
 //!
 //! The programs are loaded once, and the maps cleared between scenes: a load costs a quarter of a
-//! second on an emulated machine.
+//! second on an emulated machine. They ask the routing table of a network namespace that ends with
+//! the test's thread; a packet is seen at a device of it, and goes nowhere.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::Key;
@@ -13,14 +15,17 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use beeline::maps::Raw;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{
     Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NetworkFlags, ServiceCounters, Settings, Verdict,
+    FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters, Settings,
+    Verdict,
 };
 use proxy_common::datapath::{Hook, crc32c, decide};
 use proxy_common::testing::{Memory, Scene, Sent, Skb, Step, difference, scenes};
+use xtask::testbed::ip;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BEELINE_BPF_OBJECT"));
 
@@ -40,7 +45,7 @@ const CALM: Duration = Duration::from_millis(100);
 
 #[test]
 fn programs_decide_as_the_host_library_does() {
-    let mut kernel = Kernel::load();
+    let mut kernel = Kernel::load(Routes::new());
     let mut tally = Tally::default();
     let mut failures = Vec::new();
     let mut disturbed = BTreeSet::new();
@@ -60,9 +65,9 @@ fn programs_decide_as_the_host_library_does() {
         }
     }
     println!(
-        "{} packets in {} scenes; left out: {} whose checksum is left to the device, {} shorter \
-         or longer than a test run takes",
-        tally.packets, tally.scenes, tally.partial, tally.length
+        "{} packets in {} scenes, {} with routes; left out: {} whose checksum is left to the \
+         device, {} shorter or longer than a test run takes",
+        tally.packets, tally.scenes, tally.routed, tally.partial, tally.length
     );
     assert!(
         failures.is_empty(),
@@ -81,6 +86,7 @@ fn programs_decide_as_the_host_library_does() {
         "each packet is counted once"
     );
     assert!(tally.packets > 1_000, "too few packets");
+    assert!(tally.routed > 1_000, "too few packets with routes");
 }
 
 /// What was played, and what could not be.
@@ -88,6 +94,7 @@ fn programs_decide_as_the_host_library_does() {
 struct Tally {
     scenes: u32,
     packets: u32,
+    routed: u32,
     partial: u32,
     length: u32,
 }
@@ -107,13 +114,26 @@ fn play(kernel: &mut Kernel, scene: Scene, tally: &mut Tally) -> Result<(), Stri
             Step::Packet {
                 is_partial: true, ..
             } => tally.partial += 1,
-            Step::Packet { hook, packet, .. } => {
-                let Some(crossed) = kernel.run(*hook, packet) else {
+            Step::Packet {
+                hook,
+                device,
+                packet,
+                is_segmented,
+                ..
+            } => {
+                let skb = Skb {
+                    device: *device,
+                    is_segmented: *is_segmented,
+                    routes: memory.routes.clone(),
+                    ..Skb::new(packet.clone())
+                };
+                let Some(crossed) = kernel.run(*hook, &skb) else {
                     tally.length += 1;
                     continue;
                 };
                 tally.packets += 1;
-                compare(kernel, &memory, *hook, packet, crossed)
+                tally.routed += u32::from(!memory.routes.is_empty());
+                compare(kernel, &memory, *hook, skb, crossed)
                     .map_err(|wrong| format!("{name}, step {number}: {wrong}"))?;
             }
             Step::Advance(nanoseconds) => {
@@ -139,11 +159,9 @@ fn compare(
     kernel: &mut Kernel,
     memory: &Memory,
     hook: Hook,
-    packet: &[u8],
+    mut skb: Skb,
     (action, got): Crossed,
 ) -> Result<(), String> {
-    let mut skb = Skb::new(packet.to_vec());
-    skb.routes = memory.routes.clone();
     let verdict = decide(&mut skb, memory, hook);
     let expected = action_of(verdict, skb.sent);
     if action != expected {
@@ -186,11 +204,12 @@ struct Kernel {
     outcomes: PerCpuArray<MapData, u64>,
     /// What `outcomes` should hold: verdicts since the programs were loaded.
     expected_outcomes: HashMap<u32, u64>,
+    routes: Routes,
 }
 
 impl Kernel {
     /// Loads the programs and fills what no scene changes. Nothing is pinned or attached.
-    fn load() -> Self {
+    fn load(routes: Routes) -> Self {
         // Before 5.11 maps count against this limit; later it may be out of reach.
         let _raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let mut loader = EbpfLoader::new();
@@ -222,12 +241,14 @@ impl Kernel {
             counters: map(&mut bpf, "SERVICE_COUNTERS"),
             outcomes: map(&mut bpf, "OUTCOMES"),
             expected_outcomes: HashMap::new(),
+            routes,
             bpf,
         }
     }
 
     /// Runs the program of a hook. `None`: this kernel does not run packets of such a length.
-    fn run(&self, hook: Hook, packet: &[u8]) -> Option<Crossed> {
+    fn run(&self, hook: Hook, skb: &Skb) -> Option<Crossed> {
+        let packet = &skb.bytes;
         if packet.len() > LONGEST {
             return None;
         }
@@ -240,6 +261,7 @@ impl Kernel {
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            ctx_in: Some(&context_of(skb)),
             ..Default::default()
         };
         let result = match program.test_run(options) {
@@ -292,11 +314,16 @@ impl Kernel {
                 .insert(Raw(*addr), Raw(*flags), 0)
                 .expect("an address");
         });
+        let known: Vec<u32> = self.devices.keys().map(|key| key.expect("a key")).collect();
+        for index in known {
+            self.devices.remove(&index).expect("a device");
+        }
         memory.devices.iter().for_each(|(index, device)| {
             self.devices
                 .insert(*index, Raw(*device), 0)
                 .expect("a device");
         });
+        self.routes.become_those_of(memory);
         self.replace_networks(memory);
         for (index, slot) in (0..).zip(&memory.slots) {
             self.slots.set(index, *slot, 0).expect("a slot");
@@ -426,6 +453,65 @@ impl Kernel {
         Ok(())
     }
 }
+
+/// What a test run may be told of a packet (`struct __sk_buff` in `linux/bpf.h`): the device where
+/// it is seen, and the size of its segments.
+fn context_of(skb: &Skb) -> [u8; 180] {
+    let mut context = [0; 180];
+    context[40..44].copy_from_slice(&skb.device.to_ne_bytes());
+    let segment = if skb.is_segmented { 1_400_u32 } else { 0 };
+    context[176..180].copy_from_slice(&segment.to_ne_bytes());
+    context
+}
+
+/// The routing table of the test's own network namespace.
+struct Routes {
+    present: BTreeMap<NetworkKey, u32>,
+}
+
+impl Routes {
+    /// Moves the calling thread into a network namespace that forwards, with the devices that
+    /// scenes name.
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        for sysctl in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), "1").expect("forwarding");
+        }
+        let devices = DEVICES.map(|index| {
+            let peer = format!("peer name peer{index} index 10{index}");
+            format!("link add device{index} index {index} type veth {peer}")
+        });
+        let names = DEVICES.map(|index| [format!("device{index}"), format!("peer{index}")]);
+        let up = names
+            .iter()
+            .flatten()
+            .map(|name| format!("link set {name} up"));
+        let lines: Vec<_> = devices.into_iter().chain(up).collect();
+        ip(None, &lines).expect("devices");
+        Self {
+            present: BTreeMap::new(),
+        }
+    }
+
+    /// Nothing is done if nothing changes: a command takes as long as a scene.
+    fn become_those_of(&mut self, memory: &Memory) {
+        if self.present == memory.routes {
+            return;
+        }
+        let line = |verb: &str, (network, device): (&NetworkKey, &u32)| {
+            let prefix = IpAddr::from(network.addr);
+            let len = network.prefix_len - if prefix.is_ipv4() { 96 } else { 0 };
+            format!("route {verb} {prefix}/{len} dev device{device}")
+        };
+        let gone = self.present.iter().map(|route| line("delete", route));
+        let new = memory.routes.iter().map(|route| line("add", route));
+        ip(None, &gone.chain(new).collect::<Vec<_>>()).expect("routes");
+        self.present.clone_from(&memory.routes);
+    }
+}
+
+/// The devices of scenes beside `lo`.
+const DEVICES: [u32; 3] = [7, 8, 9];
 
 /// The data of a key of `SOURCE_RANGES`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

@@ -147,8 +147,11 @@ fn all_running(devices: &[&str]) -> Result<bool> {
         .all(|device| running.iter().any(|name| name == device)))
 }
 
-/// Runs `ip` commands in the named namespace, or in the caller's.
-pub(super) fn ip<S: AsRef<str>>(namespace: Option<&str>, commands: &[S]) -> Result<()> {
+/// Runs `ip` commands in the named namespace, or in the calling thread's.
+///
+/// # Errors
+/// The first command that fails, with what `ip` says.
+pub fn ip<S: AsRef<str>>(namespace: Option<&str>, commands: &[S]) -> Result<()> {
     let mut command = Command::new(ip_path());
     if let Some(namespace) = namespace {
         command.args(["-netns", namespace]);

@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::abi::{Protocol, Verdict};
+use crate::abi::{Addr, AddressFlags, Device, DeviceFlags, FlowRole, Port, Protocol, Verdict};
 use crate::datapath::{Hook, decide};
-use crate::testing::{Extension, Frame, Memory, Skb};
+use crate::testing::{Extension, Frame, Memory, Sent, Skb, network};
+
+/// The device that leads everywhere.
+pub(super) const UPLINK: u32 = 7;
 
 /// Flags and chunks that open nothing.
 const LATER_FLAGS: [u8; 6] = [0x10, 0x18, 0x11, 0x12, 0x04, 0x31];
@@ -55,6 +58,53 @@ impl Ends {
         let _service = memory.serve(self.frontend, protocol, &[self.backend]);
         memory
     }
+}
+
+/// Where clients' packets are seen: pods', other machines', this node's own.
+pub(super) fn client_hook() -> impl Strategy<Value = Hook> {
+    select(vec![Hook::PodIngress, Hook::NodeIngress, Hook::NodeEgress])
+}
+
+/// Where the answers are seen to what clients send at `hook`, by backends elsewhere.
+pub(super) fn answer_hook(hook: Hook) -> Hook {
+    if hook == Hook::PodIngress {
+        Hook::PodEgress
+    } else {
+        Hook::NodeIngress
+    }
+}
+
+/// Makes a node of it, whose own these clients are if they are seen at its egress.
+pub(super) fn place(memory: &mut Memory, hook: Hook, clients: &[IpAddr]) {
+    memory
+        .routes
+        .extend([(network("0.0.0.0/0"), UPLINK), (network("::/0"), UPLINK)]);
+    let device = Device {
+        v4: "203.0.113.7".parse::<IpAddr>().expect("an address").into(),
+        v6: "2001:db8::7".parse::<IpAddr>().expect("an address").into(),
+        mtu: u32::from(u16::MAX),
+        mac: [1, 2, 3],
+        flags: DeviceFlags::NONE,
+    };
+    memory
+        .devices
+        .extend([(Skb::DEVICE, device), (UPLINK, device)]);
+    memory.settings.host_device = Skb::DEVICE;
+    if hook == Hook::NodeEgress {
+        let own = clients.iter().map(|&ip| (ip.into(), AddressFlags::NODE));
+        memory.addresses.extend(own);
+    }
+}
+
+/// Whom the backend of the only flow takes for its client.
+pub(super) fn seen_as(memory: &Memory) -> Option<SocketAddr> {
+    let flows = memory.flows.borrow();
+    let is_answer = |role: u8| role == FlowRole::Reverse as u8;
+    let mut answers = flows.iter().filter(|(_, flow)| is_answer(flow.role));
+    let (addr, port): (Addr, Port) = answers
+        .next()
+        .map(|(key, _)| (key.tuple.dst, key.tuple.dst_port))?;
+    Some(SocketAddr::new(addr.into(), port.number()))
 }
 
 pub(super) fn ends() -> impl Strategy<Value = Ends> {
@@ -159,7 +209,16 @@ pub(super) fn conversation() -> impl Strategy<Value = (Protocol, Ends, [Frame; 3
 
 /// The verdict about a frame, and the frame afterwards.
 pub(super) fn send(hook: Hook, bytes: Vec<u8>, memory: &Memory) -> (Verdict, Vec<u8>) {
-    let mut skb = Skb::new(bytes);
+    let (verdict, bytes, _) = send_on(hook, Skb::new(bytes), memory);
+    (verdict, bytes)
+}
+
+/// The verdict about a packet, the frame afterwards, and where it goes.
+pub(super) fn send_on(hook: Hook, skb: Skb, memory: &Memory) -> (Verdict, Vec<u8>, Sent) {
+    let mut skb = Skb {
+        routes: memory.routes.clone(),
+        ..skb
+    };
     let verdict = decide(&mut skb, memory, hook);
-    (verdict, skb.bytes)
+    (verdict, skb.bytes, skb.sent)
 }

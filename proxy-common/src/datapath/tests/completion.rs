@@ -1,5 +1,6 @@
 //! Packets whose checksum was left to the device, once it has done its work.
 
+use crate::abi::Verdict;
 use crate::testing::{Step, completed, scenes, verify};
 
 #[test]
@@ -10,9 +11,11 @@ fn completed_packets_are_right() {
             if let Step::Packet {
                 packet,
                 is_partial: true,
+                verdict,
                 expected,
                 ..
             } = step
+                && !matches!(verdict, Verdict::Drop(_))
             {
                 let frame = completed(packet, expected);
                 assert_eq!(verify(&frame), Ok(()), "{}", scene.name);

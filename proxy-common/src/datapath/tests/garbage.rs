@@ -3,10 +3,14 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::any::{Ends, between, conversation, send};
-use crate::abi::{Drop, Protocol, Verdict};
-use crate::datapath::{Hook, decide};
-use crate::testing::{Frame, Icmp, Memory, Skb};
+use std::net::SocketAddr;
+
+use super::any::{
+    Ends, answer_hook, between, client_hook, conversation, place, seen_as, send, send_on,
+};
+use crate::abi::{Drop, NetworkFlags, Protocol, SettingsFlags, Verdict};
+use crate::datapath::Hook;
+use crate::testing::{Frame, Icmp, Memory, Sent, Skb, network};
 
 /// What may happen to a packet.
 #[derive(Clone, Debug)]
@@ -100,14 +104,21 @@ const SEEDS: [Seed; 6] = [
 ];
 
 impl Seed {
-    fn hook(self) -> Hook {
+    /// Where it is seen, if those of the client are seen at `client`.
+    fn hook(self, client: Hook) -> Hook {
         match self {
-            Self::Opening | Self::More | Self::Piece | Self::ErrorFromClient => Hook::PodIngress,
-            Self::Answer | Self::ErrorToClient => Hook::PodEgress,
+            Self::Opening | Self::More | Self::Piece | Self::ErrorFromClient => client,
+            Self::Answer | Self::ErrorToClient => answer_hook(client),
         }
     }
 
-    fn bytes(self, ends: &Ends, [opening, more, answer]: &[Frame; 3]) -> Vec<u8> {
+    /// The backend takes the client for `seen_as`.
+    fn bytes(
+        self,
+        ends: &Ends,
+        seen_as: SocketAddr,
+        [opening, more, answer]: &[Frame; 3],
+    ) -> Vec<u8> {
         let Ends {
             client,
             frontend,
@@ -121,9 +132,9 @@ impl Seed {
         match self {
             Self::Opening => between(opening, client, frontend).bytes(),
             Self::More => between(more, client, frontend).bytes(),
-            Self::Answer => between(answer, backend, client).bytes(),
+            Self::Answer => between(answer, backend, seen_as).bytes(),
             Self::Piece => between(more, client, frontend).piece(7, 0, 24).bytes(),
-            Self::ErrorToClient => error(backend, client, between(more, client, backend)),
+            Self::ErrorToClient => error(backend, seen_as, between(more, seen_as, backend)),
             Self::ErrorFromClient => error(client, frontend, between(answer, frontend, client)),
         }
     }
@@ -132,14 +143,15 @@ impl Seed {
 /// What passes is as it was, and how the packet lies in memory does not matter.
 fn check(hook: Hook, bytes: &[u8], memory: &Memory) -> Result<(), TestCaseError> {
     let scattered_memory = memory.clone();
-    let (verdict, after) = send(hook, bytes.to_vec(), memory);
+    let got = send_on(hook, Skb::new(bytes.to_vec()), memory);
+    let (verdict, after, sent) = &got;
     if let Verdict::Pass(_) = verdict {
-        prop_assert_eq!(&after, bytes);
+        prop_assert_eq!(after, bytes);
+        prop_assert_eq!(*sent, Sent::Stack);
     }
-    prop_assert_ne!(verdict, Verdict::Drop(Drop::Write));
-    let mut scattered = Skb::new(bytes.to_vec()).scattered();
-    prop_assert_eq!(decide(&mut scattered, &scattered_memory, hook), verdict);
-    prop_assert_eq!(scattered.bytes, after);
+    prop_assert_ne!(*verdict, Verdict::Drop(Drop::Write));
+    let scattered = Skb::new(bytes.to_vec()).scattered();
+    prop_assert_eq!(&send_on(hook, scattered, &scattered_memory), &got);
     Ok(())
 }
 
@@ -147,33 +159,48 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn random_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), ingress: bool) {
-        let hook = if ingress { Hook::PodIngress } else { Hook::PodEgress };
+    fn random_bytes_do_no_harm(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        hook in select(Hook::ALL.to_vec()),
+    ) {
         check(hook, &bytes, &Memory::default())?;
     }
 
+    /// Of a node where every address is of some consequence.
     #[test]
     fn faulty_packets_do_no_harm(
         (protocol, ends, frames) in conversation(),
+        client in client_hook(),
+        elsewhere in select(Hook::ALL.to_vec()),
+        is_elsewhere in select(vec![true, false, false, false]),
         has_flow: bool,
         has_backend in select(vec![true, true, false]),
+        has_services: bool,
         seed in select(SEEDS.to_vec()),
         faults in prop::collection::vec(fault(), 0..4),
     ) {
         let mut memory = ends.serving(protocol);
+        place(&mut memory, client, &[ends.client.ip()]);
+        if has_services {
+            memory.settings.flags = SettingsFlags::SERVICE_CIDRS;
+            let all = ["0.0.0.0/0", "::/0"].map(|net| (network(net), NetworkFlags::SERVICES));
+            memory.networks.extend(all);
+        }
         if has_flow {
-            let opening = Seed::Opening.bytes(&ends, &frames);
-            prop_assert!(matches!(send(Hook::PodIngress, opening, &memory).0, Verdict::Rewrite(_)));
+            let opening = Seed::Opening.bytes(&ends, ends.client, &frames);
+            prop_assert!(matches!(send(client, opening, &memory).0, Verdict::Rewrite(_)));
         }
         if !has_backend {
             memory.point(ends.frontend, protocol, &[]);
             memory.remove_backends_at(ends.backend.ip());
         }
-        let mut bytes = seed.bytes(&ends, &frames);
+        let seen_as = seen_as(&memory).unwrap_or(ends.client);
+        let mut bytes = seed.bytes(&ends, seen_as, &frames);
         for fault in &faults {
             fault.befall(&mut bytes);
         }
-        check(seed.hook(), &bytes, &memory)?;
+        let hook = if is_elsewhere { elsewhere } else { seed.hook(client) };
+        check(hook, &bytes, &memory)?;
     }
 }
 
@@ -187,19 +214,21 @@ fn any_header_byte_may_have_any_value() {
         backend: parse("10.0.2.7:8080"),
     };
     let frames = [0x02, 0x10, 0x12].map(|flags| Frame::tcp(flags, "0.0.0.0:0", "0.0.0.0:0"));
-    for seed in SEEDS {
-        let memory = ends.serving(Protocol::Tcp);
-        let opening = Seed::Opening.bytes(&ends, &frames);
-        assert!(matches!(
-            send(Hook::PodIngress, opening, &memory).0,
-            Verdict::Rewrite(_)
-        ));
-        let whole = seed.bytes(&ends, &frames);
-        for at in 0..whole.len() {
-            for value in 0..=u8::MAX {
-                let mut bytes = whole.clone();
-                bytes[at] = value;
-                check(seed.hook(), &bytes, &memory).expect("no harm");
+    for client in [Hook::PodIngress, Hook::NodeIngress] {
+        for seed in SEEDS {
+            let mut memory = ends.serving(Protocol::Tcp);
+            place(&mut memory, client, &[ends.client.ip()]);
+            let opening = Seed::Opening.bytes(&ends, ends.client, &frames);
+            let (verdict, _) = send(client, opening, &memory);
+            assert!(matches!(verdict, Verdict::Rewrite(_)));
+            let seen_as = seen_as(&memory).expect("a flow");
+            let whole = seed.bytes(&ends, seen_as, &frames);
+            for at in 0..whole.len() {
+                for value in 0..=u8::MAX {
+                    let mut bytes = whole.clone();
+                    bytes[at] = value;
+                    check(seed.hook(client), &bytes, &memory).expect("no harm");
+                }
             }
         }
     }

@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::any::{between, conversation, ends, protocol, send};
+use super::any::{
+    UPLINK, answer_hook, between, client_hook, conversation, ends, place, protocol, seen_as, send,
+    send_on,
+};
 use crate::abi::{Drop, FlowRole, Port, Protocol, Rewrite, Verdict};
 use crate::datapath::Hook;
-use crate::testing::{Frame, Memory, verify};
+use crate::testing::{Frame, Memory, Sent, Skb, verify};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
@@ -40,6 +43,41 @@ proptest! {
         prop_assert_eq!(verify(&got), Ok(()));
     }
 
+    /// The same past the stack, where the backend knows another client.
+    #[test]
+    fn an_answer_finds_its_way_back_through_source_nat(
+        (protocol, ends, [opening, more, answer]) in conversation(),
+        hook in select(vec![Hook::NodeIngress, Hook::NodeEgress]),
+    ) {
+        let mut memory = ends.serving(protocol);
+        place(&mut memory, hook, &[ends.client.ip()]);
+        for (frame, rewrite) in [(&opening, Rewrite::NewFlow), (&more, Rewrite::Forward)] {
+            let sent = between(frame, ends.client, ends.frontend).bytes();
+            let (verdict, got, to) = send_on(hook, Skb::new(sent), &memory);
+            prop_assert_eq!(verdict, Verdict::Rewrite(rewrite));
+            prop_assert_eq!(to, Sent::Neighbour(UPLINK));
+            let seen_as = seen_as(&memory).expect("a flow");
+            prop_assert_ne!(seen_as.ip(), ends.client.ip());
+            prop_assert!((10_000..30_000).contains(&seen_as.port()));
+            prop_assert_eq!(&got, &between(frame, seen_as, ends.backend).bytes());
+            prop_assert_eq!(verify(&got), Ok(()));
+        }
+        let seen_as = seen_as(&memory).expect("a flow");
+        let sent = between(&answer, ends.backend, seen_as).bytes();
+        let (verdict, got, to) = send_on(Hook::NodeIngress, Skb::new(sent), &memory);
+        prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::Reverse));
+        let back = if hook == Hook::NodeIngress {
+            Sent::Neighbour(UPLINK)
+        } else {
+            Sent::In(Skb::DEVICE)
+        };
+        prop_assert_eq!(to, back);
+        let expected = between(&answer, ends.frontend, ends.client).bytes();
+        // With the link-layer addresses that it takes to be let in.
+        prop_assert_eq!(&got[12..], &expected[12..]);
+        prop_assert_eq!(verify(&got), Ok(()));
+    }
+
     /// The choice does not depend on what the records say.
     #[test]
     fn a_lost_record_leads_to_the_same_backend(
@@ -66,18 +104,20 @@ proptest! {
     #[test]
     fn no_two_flows_look_the_same_to_their_backend(
         is_v4: bool,
+        hook in client_hook(),
         spare in 1..12_u16,
         flows in prop::collection::vec(
             (protocol(), 0..2_u8, 0..3_u16, 0..4_u16, select(vec![true, true, true, false])),
             1..60,
         ),
     ) {
-        let memory = crowded(is_v4, spare);
+        let mut memory = crowded(is_v4, spare);
+        place(&mut memory, hook, &[0, 1].map(|client| client_at(is_v4, client, 0).ip()));
         let mut seen = HashMap::new();
         for (protocol, client, port, service, is_kept) in flows {
             let (client, frontend) = (client_at(is_v4, client, port), frontend_at(is_v4, service));
             let opening = between(&opening(protocol), client, frontend);
-            let (verdict, got) = send(Hook::PodIngress, opening.bytes(), &memory);
+            let (verdict, got) = send(hook, opening.bytes(), &memory);
             if verdict == Verdict::Drop(Drop::PortsExhausted) {
                 continue;
             }
@@ -87,9 +127,9 @@ proptest! {
             prop_assert_eq!(owner, (client, frontend));
 
             let answer = between(&answer(protocol), dst, src);
-            let (verdict, got) = send(Hook::PodEgress, answer.bytes(), &memory);
+            let (verdict, got) = send(answer_hook(hook), answer.bytes(), &memory);
             prop_assert_eq!(verdict, Verdict::Rewrite(Rewrite::Reverse));
-            prop_assert_eq!(got, between(&answer, frontend, client).bytes());
+            prop_assert_eq!(&got[12..], &between(&answer, frontend, client).bytes()[12..]);
             if !is_kept {
                 memory.flows.borrow_mut().retain(|_, flow| {
                     flow.role == FlowRole::Reverse as u8 || flow.to.dst != dst.ip().into()

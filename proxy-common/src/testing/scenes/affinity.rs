@@ -22,6 +22,8 @@ pub(super) fn scenes() -> Vec<Scene> {
                 not_local(stage, protocol),
                 other_service(stage, protocol),
                 switched_off(stage, protocol),
+                rejoined(stage, protocol),
+                two_sets(stage, protocol),
             ]);
         }
     }
@@ -303,4 +305,68 @@ fn switched_off(stage: Stage, protocol: Protocol) -> Scene {
             .affinity_seconds = 0;
     })
     .flow(stage, protocol, 2_001, stage.other_backend)
+}
+
+/// The backend was away for a moment (rule R114), or affinity was switched off (rule R116).
+fn rejoined(stage: Stage, protocol: Protocol) -> Scene {
+    Scene::new(
+        format!(
+            "{protocol} over {}: affinity is forgotten when the backend leaves the sets",
+            stage.family
+        ),
+        affine(stage, protocol),
+    )
+    .flow(stage, protocol, 2_000, stage.backend)
+    .change(move |memory| {
+        memory.point(at(stage.frontend), protocol, &[at(stage.other_backend)]);
+    })
+    .flow(stage, protocol, 2_001, stage.backend)
+    .change(move |memory| {
+        let backends = memory.backends_at(ip(stage.backend));
+        backends.for_each(|backend| backend.joined += 1);
+    })
+    .flow(stage, protocol, 2_002, stage.other_backend)
+}
+
+/// One memory for all addresses of a Service (rule R113); each passes over a backend that its own
+/// policy does not allow, and remembers another (rule R115).
+fn two_sets(stage: Stage, protocol: Protocol) -> Scene {
+    let (near, far) = (stage.local_backend, stage.backend);
+    let mut memory = stage.serving_by(protocol, &[near, far]);
+    let service = at(stage.frontend);
+    let cluster = memory.frontend_mut(service, protocol);
+    cluster.affinity_seconds = TIMEOUT;
+    (cluster.n_local, cluster.cluster_offset, cluster.n_cluster) = (1, 1, 1);
+    let mut local = *cluster;
+    local.flags = FrontendFlags::LOCAL_ONLY.union(FrontendFlags::EXTERNAL);
+    let vip = at(stage.other_frontend);
+    let _id = memory.serve(vip, protocol, &[]);
+    *memory.frontend_mut(vip, protocol) = local;
+    let set = |memory: &mut Memory, backend: &str, flags: BackendFlags| {
+        memory
+            .backends_at(ip(backend))
+            .for_each(|backend| backend.flags = flags);
+    };
+    set(&mut memory, near, BackendFlags::IN_LOCAL_SET);
+    set(&mut memory, far, BackendFlags::IN_CLUSTER_SET);
+    let dial = |scene: Scene, port: u16, to: &str, backend: &str| {
+        let client = stage.client.replace("40000", &port.to_string());
+        let opening = stage.opening(protocol).between(&client, to);
+        scene.from_client(&opening, NEW_FLOW, &opening.between(&client, backend))
+    };
+    let name = format!(
+        "{protocol} over {}: affinity stays within what each policy allows",
+        stage.family
+    );
+    let scene = dial(Scene::new(name, memory), 1, stage.frontend, far);
+    let scene = dial(scene, 2, stage.other_frontend, near);
+    let scene = dial(scene, 3, stage.frontend, far);
+    let both = BackendFlags::IN_LOCAL_SET.union(BackendFlags::IN_CLUSTER_SET);
+    let scene = dial(scene, 4, stage.other_frontend, near);
+    let scene = scene.change(move |memory| set(memory, near, both));
+    let scene = dial(scene, 5, stage.frontend, near);
+    let scene = scene.change(move |memory| set(memory, near, BackendFlags::IN_LOCAL_SET));
+    let scene = dial(scene, 6, stage.frontend, far);
+    let scene = scene.change(move |memory| set(memory, far, both));
+    dial(scene, 7, stage.other_frontend, far)
 }

@@ -51,6 +51,7 @@ pub(super) fn scenes() -> Vec<Scene> {
                 too_long_back(stage, protocol),
                 too_long_in_pieces(stage, protocol),
                 unknown_device(stage, protocol),
+                partial(stage, protocol),
             ]);
         }
         scenes.extend([
@@ -644,6 +645,29 @@ fn too_long_partial(stage: Stage, protocol: Protocol) -> Scene {
     flow.opened("a long packet whose checksum is left to the device")
         .partial(Hook::NodeIngress, &long, Verdict::Drop(Drop::TooLong), [])
         .by(UPLINK)
+}
+
+/// Of a pod on this node, say.
+fn partial(stage: Stage, protocol: Protocol) -> Scene {
+    let flow = outside(stage, protocol);
+    let (more, answer) = (flow.more(), flow.answer());
+    flow.opened("checksums that are left to the device")
+        .partial(
+            Hook::NodeIngress,
+            &more,
+            FORWARD,
+            &flow.forward(&more).partial(),
+        )
+        .by(UPLINK)
+        .sent(TO_UPLINK)
+        .partial(
+            Hook::NodeIngress,
+            &answer,
+            REVERSE,
+            &flow.reverse(&answer).partial(),
+        )
+        .by(UPLINK)
+        .sent(TO_UPLINK)
 }
 
 /// What is not known of a device is no reason to refuse a packet.
