@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -12,7 +12,9 @@ use xtask::testbed::{Testbed, in_namespace};
 use crate::case::{Check, HttpCheck, HttpExpect, MetricCheck};
 use crate::outcome::{Failure, Item, Place};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take, and how long a wrong one may last.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 /// Where the daemon's metrics are.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
@@ -20,16 +22,30 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_
 pub(super) fn failures(testbed: &Testbed, step: Option<usize>, checks: &[Check]) -> Vec<Failure> {
     let mut failures = Vec::new();
     for (index, check) in checks.iter().enumerate() {
-        let result = match check {
-            Check::Http(check) => http(testbed, check),
-            Check::Metric(check) => metric(testbed, check),
-        };
-        if let Err(error) = result {
+        if let Err(error) = soon(|| observe(testbed, check)) {
             let item = Item::Check(index, check.name().to_owned());
             failures.push(Place { step, item }.fails(format!("{error:#}")));
         }
     }
     failures
+}
+
+fn observe(testbed: &Testbed, check: &Check) -> Result<()> {
+    match check {
+        Check::Http(check) => http(testbed, check),
+        Check::Metric(check) => metric(testbed, check),
+    }
+}
+
+/// Servers follow the daemon's loop a little later.
+fn soon(mut observe: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match observe() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }
 
 fn http(testbed: &Testbed, check: &HttpCheck) -> Result<()> {
