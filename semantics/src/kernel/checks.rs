@@ -182,3 +182,25 @@ fn read(text: &str) -> Option<Answer> {
         body: body.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_read_with_all_labels() {
+        let found = sample(r#"a_total{x="1",y="b, c"} 3 1700000000"#).unwrap();
+        assert_eq!((&*found.name, found.value), ("a_total", 3.0));
+        assert_eq!(found.labels["y"], "b, c");
+        assert_eq!(sample("up 1").unwrap().labels.len(), 0);
+        assert!(sample("# HELP up Is it?").is_none());
+    }
+
+    #[test]
+    fn answers_are_read() {
+        let answer = read("HTTP/1.1 503 No\r\nContent-Type: a/b\r\n\r\n{}").unwrap();
+        assert_eq!((answer.status, &*answer.body), (503, "{}"));
+        assert_eq!(answer.headers["content-type"], "a/b");
+        assert!(read("nonsense").is_none());
+    }
+}
