@@ -127,6 +127,9 @@ fn run_level(level: Level, cases: &[Read]) -> Tally {
     let results = in_parallel(level.n_workers(), cases, |read| {
         Some(level.run(read.case.as_ref().ok()?))
     });
+    if level == Level::Kernel {
+        kernel::tear_down();
+    }
     let mut tally = Tally::default();
     for (read, outcome) in cases.iter().zip(&results) {
         let (one, text) = report(read, outcome.as_ref());

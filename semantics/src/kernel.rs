@@ -7,6 +7,7 @@
 mod checks;
 mod flows;
 mod host;
+mod kits;
 mod memory;
 mod packet;
 mod plan;
@@ -21,6 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::Result;
 
 use self::flows::Flows;
+use self::kits::Kit;
 use self::plan::Plan;
 use self::proxy::Proxy;
 use self::world::World;
@@ -54,6 +56,11 @@ pub const fn n_workers() -> usize {
     3
 }
 
+/// Removes what cases have left for others. To be called after the last.
+pub fn tear_down() {
+    kits::remove();
+}
+
 const START: Place = Place {
     step: None,
     item: Item::Change,
@@ -67,10 +74,21 @@ fn is_stuck(case: &Case) -> bool {
 }
 
 fn failures(case: &Case) -> Vec<Failure> {
-    let mut node = match Node::start(case) {
-        Ok(node) => node,
-        Err(error) => return vec![START.fails(format!("{error:#}"))],
+    let failed = |error: anyhow::Error| vec![START.fails(format!("{error:#}"))];
+    let kit = match Kit::take() {
+        Ok(kit) => kit,
+        Err(error) => return failed(error),
     };
+    let failures = match Node::start(case, &kit) {
+        Ok(node) => play(case, node),
+        Err(error) => failed(error),
+    };
+    // Nothing of the case is left now but what is pinned.
+    kit.hand_on();
+    failures
+}
+
+fn play(case: &Case, mut node: Node) -> Vec<Failure> {
     let mut failures = node.observe(None, &case.flows, &case.checks);
     for (index, step) in case.steps.iter().enumerate() {
         if let Err(error) = node.change(step) {
@@ -95,8 +113,8 @@ struct Node {
 }
 
 impl Node {
-    fn start(case: &Case) -> Result<Self> {
-        let world = World::build(Plan::new(case))?;
+    fn start(case: &Case, kit: &Kit) -> Result<Self> {
+        let world = World::build(Plan::new(case), kit.testbed()?)?;
         let proxy = Proxy::start(&world.testbed, &world.plan, case)?;
         Ok(Self {
             proxy,

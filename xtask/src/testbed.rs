@@ -53,6 +53,7 @@ pub struct Testbed {
     outside: Namespace,
     remote: OnceLock<Node>,
     logs: AtomicU32,
+    bpffs: PathBuf,
 }
 
 impl Testbed {
@@ -71,6 +72,17 @@ impl Testbed {
     /// As [`Self::new`].
     pub fn bare() -> Result<Self> {
         Self::make(Self::build_bare)
+    }
+
+    /// The same with the bpffs of another testbed, and whatever is pinned there. The other has to
+    /// outlive it, and to have no daemon meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn bare_on(other: &Self) -> Result<Self> {
+        let mut testbed = Self::bare()?;
+        testbed.bpffs = other.bpffs();
+        Ok(testbed)
     }
 
     fn make(build: impl FnOnce(&traces::Id) -> Result<Self>) -> Result<Self> {
@@ -110,6 +122,7 @@ impl Testbed {
             outside,
             remote: OnceLock::new(),
             logs: AtomicU32::new(0),
+            bpffs: id.bpffs(),
         }
     }
 
@@ -183,9 +196,9 @@ impl Testbed {
         namespace::ip(None, &[format!("netns delete {}", pod.namespace.name())])
     }
 
-    /// The testbed's own bpffs.
+    /// The testbed's bpffs.
     pub fn bpffs(&self) -> PathBuf {
-        self.id.bpffs()
+        self.bpffs.clone()
     }
 
     /// The daemon's state folder.

@@ -375,8 +375,8 @@ impl Control {
 
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
-        let node = self.surroundings.config().name.clone();
-        self.vitals.concluded(&self.world, &node, &self.sync);
+        self.vitals
+            .concluded(&self.world, &self.surroundings.config().name, &self.sync);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -12,7 +12,9 @@ use xtask::testbed::{Testbed, in_namespace};
 use crate::case::{Check, HttpCheck, HttpExpect, MetricCheck};
 use crate::outcome::{Failure, Item, Place};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take, and how long a wrong one may last.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 /// Where the daemon's metrics are.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
@@ -20,16 +22,30 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_
 pub(super) fn failures(testbed: &Testbed, step: Option<usize>, checks: &[Check]) -> Vec<Failure> {
     let mut failures = Vec::new();
     for (index, check) in checks.iter().enumerate() {
-        let result = match check {
-            Check::Http(check) => http(testbed, check),
-            Check::Metric(check) => metric(testbed, check),
-        };
-        if let Err(error) = result {
+        if let Err(error) = soon(|| observe(testbed, check)) {
             let item = Item::Check(index, check.name().to_owned());
             failures.push(Place { step, item }.fails(format!("{error:#}")));
         }
     }
     failures
+}
+
+fn observe(testbed: &Testbed, check: &Check) -> Result<()> {
+    match check {
+        Check::Http(check) => http(testbed, check),
+        Check::Metric(check) => metric(testbed, check),
+    }
+}
+
+/// Servers follow the daemon's loop a little later.
+fn soon(mut observe: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match observe() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }
 
 fn http(testbed: &Testbed, check: &HttpCheck) -> Result<()> {
@@ -165,4 +181,26 @@ fn read(text: &str) -> Option<Answer> {
         headers: headers.collect(),
         body: body.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_read_with_all_labels() {
+        let found = sample(r#"a_total{x="1",y="b, c"} 3 1700000000"#).unwrap();
+        assert_eq!((&*found.name, found.value), ("a_total", 3.0));
+        assert_eq!(found.labels["y"], "b, c");
+        assert_eq!(sample("up 1").unwrap().labels.len(), 0);
+        assert!(sample("# HELP up Is it?").is_none());
+    }
+
+    #[test]
+    fn answers_are_read() {
+        let answer = read("HTTP/1.1 503 No\r\nContent-Type: a/b\r\n\r\n{}").unwrap();
+        assert_eq!((answer.status, &*answer.body), (503, "{}"));
+        assert_eq!(answer.headers["content-type"], "a/b");
+        assert!(read("nonsense").is_none());
+    }
 }

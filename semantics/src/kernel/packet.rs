@@ -238,3 +238,53 @@ impl fmt::Display for Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::testing::{Frame, Icmp};
+
+    use super::*;
+
+    fn transport(frame: &Frame) -> Transport {
+        let seen = Seen::frame(&frame.bytes()).unwrap();
+        assert_eq!(seen.wrong, None);
+        assert_eq!(seen.from(), SocketAddr::new(frame.src, frame.src_port));
+        assert_eq!(seen.to(), SocketAddr::new(frame.dst, frame.dst_port));
+        seen.transport().unwrap().clone()
+    }
+
+    #[test]
+    fn packets_of_both_families_are_read() {
+        let tcp = transport(&Frame::tcp(SYN, "192.0.2.1:1", "192.0.2.2:80"));
+        assert_eq!((tcp.seq, tcp.flags, tcp.is_syn()), (1000, SYN, true));
+        let udp = transport(&Frame::udp("[2001:db8::1]:1", "[2001:db8::2]:53"));
+        assert_eq!(udp.payload, b"question");
+        let sctp = transport(&Frame::sctp(1, "192.0.2.1:1", "192.0.2.2:80"));
+        assert_eq!((sctp.seq, sctp.payload[0]), (0xdead_beef, 1));
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_noticed() {
+        let mut bytes = Frame::udp("192.0.2.1:1", "192.0.2.2:53").bytes();
+        *bytes.last_mut().unwrap() ^= 1;
+        let seen = Seen::frame(&bytes).unwrap();
+        assert!(
+            seen.wrong
+                .as_ref()
+                .is_some_and(|wrong| wrong.contains("checksum"))
+        );
+        assert!(seen.to_string().contains("wrong"));
+    }
+
+    #[test]
+    fn errors_tell_what_they_are_about() {
+        let packet = Frame::tcp(SYN, "192.0.2.1:1", "192.0.2.2:80");
+        let mut quote = packet.packet();
+        quote.truncate(28);
+        let error = |kind| Icmp::new(kind, "192.0.2.9", "192.0.2.1", quote.clone()).bytes();
+        let seen = Seen::frame(&error([3, 3])).unwrap();
+        assert!(seen.is_port_unreachable());
+        assert_eq!(seen.quoted().unwrap().to(), "192.0.2.2:80".parse().unwrap());
+        assert!(!Seen::frame(&error([3, 1])).unwrap().is_port_unreachable());
+    }
+}

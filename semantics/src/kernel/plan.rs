@@ -193,3 +193,89 @@ fn address(text: &str) -> Option<IpAddr> {
     };
     text.parse().ok().or_else(decimal)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn case(detect: Value, flows: Value) -> Case {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "s-1", "namespace": "n"},
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.07"], "nodeName": "here"},
+                {"addresses": ["10.0.0.8"], "nodeName": "there"},
+                {"addresses": ["192.0.2.1"], "nodeName": "here"},
+            ],
+            "ports": [],
+        });
+        serde_json::from_value(json!({
+            "formatVersion": 1, "id": "x", "topic": "topology", "title": "x", "rules": [],
+            "source": [], "basis": "upstream-code",
+            "config": {
+                "nodeName": "here", "zone": null,
+                "nodeIPs": ["192.0.2.9", "192.0.2.1"], "primaryNodeIPs": ["192.0.2.1"],
+                "detectLocal": detect, "nodePortAddresses": [],
+            },
+            "objects": {"endpointSlices": [slice]},
+            "flows": flows,
+        }))
+        .unwrap()
+    }
+
+    fn flow(kind: &str, ip: &str, iface: Option<&str>) -> Value {
+        json!({
+            "name": "f",
+            "from": {"kind": kind, "ip": ip, "iface": iface},
+            "to": {"ip": "172.30.0.1", "port": 80, "protocol": "TCP"},
+            "expect": {"verdict": "forward", "backends": ["192.0.2.1:8080"]},
+        })
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.devices.iter().map(|device| &*device.name).collect()
+    }
+
+    #[test]
+    fn everybody_on_the_node_has_a_device() {
+        let flows = json!([
+            flow("pod", "10.0.0.1", None),
+            flow("external", "203.0.113.1", None),
+            flow("node", "198.51.100.1", None),
+        ]);
+        let cidr = json!({"mode": "ClusterCIDR", "clusterCIDRs": []});
+        let plan = Plan::new(&case(cidr, flows));
+        assert_eq!(names(&plan), [UPLINK, "veth1", "veth2"]);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(plan.homes[&address("10.0.0.1")], 1);
+        assert_eq!(plan.homes[&address("10.0.0.7")], 2);
+        assert_eq!(plan.homes.len(), 2);
+        assert_eq!(plan.node, [address("192.0.2.1"), address("192.0.2.9")]);
+        assert_eq!(plan.loopback, [address("198.51.100.1")]);
+        assert_eq!(plan.servers.len(), 1);
+    }
+
+    #[test]
+    fn interfaces_have_the_names_that_count() {
+        let flows = json!([
+            flow("pod", "10.0.0.1", Some("br0")),
+            flow("pod-other-node", "10.0.0.1", Some("br01")),
+        ]);
+        let bridge = json!({"mode": "BridgeInterface", "bridgeInterface": "br0"});
+        let case = case(bridge, flows);
+        let plan = Plan::new(&case);
+        assert_eq!(names(&plan), [UPLINK, "veth1", "br01", "veth3"]);
+        let ports: Vec<_> = plan.devices.iter().map(|device| device.is_port).collect();
+        assert_eq!(ports, [false, true, false, true]);
+        let by: Vec<_> = case
+            .flows
+            .iter()
+            .map(|flow| plan.client_device(flow))
+            .collect();
+        assert_eq!(by, [Some(1), Some(2)]);
+    }
+}

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use beeline::health::{Health, NodePorts, Problems, Server, State};
 use beeline::metrics::Metrics;
 use tokio::runtime::Runtime;
-use xtask::testbed::in_namespace;
+use xtask::testbed::{Testbed, in_namespace};
 
 use super::plan::Plan;
 use super::world::World;
@@ -25,7 +25,8 @@ const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPE
 
 /// Runs a case without flows.
 pub(super) fn failures(case: &Case) -> Vec<Failure> {
-    let result = World::build(Plan::new(case)).and_then(|world| play(case, &world));
+    let world = Testbed::bare().and_then(|testbed| World::build(Plan::new(case), testbed));
+    let result = world.and_then(|world| play(case, &world));
     result.unwrap_or_else(|error| vec![START.fails(format!("{error:#}"))])
 }
 

@@ -207,3 +207,55 @@ fn data(tsn: u32, content: &[u8]) -> Vec<u8> {
     bytes.extend(content);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::packet::Seen;
+    use super::*;
+
+    const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    fn ends() -> (SocketAddr, SocketAddr) {
+        (
+            "192.0.2.1:1".parse().unwrap(),
+            "192.0.2.2:2".parse().unwrap(),
+        )
+    }
+
+    fn seen(frame: &Frame) -> Transport {
+        let seen = Seen::frame(&frame.bytes()).unwrap();
+        assert_eq!(seen.wrong, None);
+        seen.transport().unwrap().clone()
+    }
+
+    #[test]
+    fn packets_are_told_apart_whatever_their_addresses() {
+        let (a, b) = ends();
+        for protocol in PROTOCOLS {
+            let (mut one, other) = (Talk::new(protocol, 1), Talk::new(protocol, 2));
+            let first = one.first(a, b);
+            assert!(is_same(&first, &seen(&one.first(b, a))));
+            assert!(!is_same(&first, &seen(&other.first(a, b))));
+            assert!(!is_same(&first, &seen(&one.first_answer(b, a, 7))));
+            let next = one.next(a, b);
+            assert!(!is_same(&first, &seen(&next)));
+            assert!(!is_same(&next, &seen(&one.next(a, b))));
+        }
+    }
+
+    #[test]
+    fn tcp_numbers_fit_together() {
+        let (a, b) = ends();
+        let mut talk = Talk::new(Protocol::Tcp, 3);
+        let syn = seen(&talk.first(a, b));
+        let answer = seen(&talk.first_answer(b, a, syn.seq));
+        let ack = seen(&talk.second(a, b).unwrap());
+        assert_eq!(answer.ack, syn.seq.wrapping_add(1));
+        assert_eq!((ack.seq, ack.ack), (answer.ack, answer.seq.wrapping_add(1)));
+        let data = seen(&talk.next(a, b));
+        let reply = seen(&talk.next_answer(b, a, data.seq));
+        let more = seen(&talk.next(a, b));
+        assert_eq!((data.seq, reply.ack), (ack.seq, data.seq.wrapping_add(8)));
+        assert_eq!((more.seq, more.ack), (reply.ack, reply.seq.wrapping_add(8)));
+    }
+}

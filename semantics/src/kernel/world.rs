@@ -59,9 +59,8 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Builds it.
-    pub(super) fn build(plan: Plan) -> Result<Self> {
-        let testbed = Testbed::bare()?;
+    /// Builds it on a testbed without a network.
+    pub(super) fn build(plan: Plan, testbed: Testbed) -> Result<Self> {
         let near = &testbed.node().namespace;
         let outside = testbed.outside();
         for namespace in [near, outside] {
