@@ -10,7 +10,7 @@ use crate::{build, process, workspace};
 
 /// Runs cases: what becomes of packets to Services, described by example
 ///
-/// Builds the kernel programs first. `cargo xtask semantics --help` says what may follow:
+/// Builds the kernel programs and the daemon first. `cargo xtask semantics --help` says what may follow:
 /// [--level pure|kernel] [--case ID]... [FOLDER]...
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -29,8 +29,7 @@ pub(crate) struct Args {
 /// # Errors
 /// If something can't be built or started. Cases that fail are no error here.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let _object = build::kernel_programs()?;
-    let mut command = command()?;
+    let mut command = prepared()?;
     let status = command
         .args(&args.args)
         .status()
@@ -42,12 +41,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The command that runs all cases at both levels, unless arguments follow. Folders are meant from
-/// where this program was started.
+/// Builds what cases are run against, the daemon included. Yields the command that runs all cases
+/// at both levels, unless arguments follow; folders are meant from where this program was started.
 ///
 /// # Errors
-/// If there is no current folder.
-pub(crate) fn command() -> Result<Command> {
+/// If something can't be built.
+pub(crate) fn prepared() -> Result<Command> {
+    let _built = build::build(false)?;
     let mut command = process::cargo();
     command
         .current_dir(env::current_dir().context("the current folder is unknown")?)

@@ -128,7 +128,7 @@ fn kernel_tests() -> Result<Tally> {
 
 fn semantics() -> Result<Tally> {
     need_root()?;
-    tallied(&mut semantics::command()?, Tally::of_cases)
+    tallied(&mut semantics::prepared()?, Tally::of_cases)
 }
 
 fn need_root() -> Result<()> {
