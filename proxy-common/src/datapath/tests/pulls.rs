@@ -1,8 +1,8 @@
-//! How much of a packet is pulled into its linear part.
+//! Packets as the kernel keeps them.
 
 use std::net::SocketAddr;
 
-use crate::abi::Protocol;
+use crate::abi::{Pass, Protocol, Verdict};
 use crate::datapath::{Hook, decide};
 use crate::testing::{Frame, Memory, Skb};
 
@@ -22,5 +22,19 @@ fn nothing_behind_an_sctp_header_is_pulled() {
         let verdict = decide(&mut skb, &memory, Hook::PodIngress);
         assert_eq!(verdict.kind(), "rewrite");
         assert_eq!(skb.n_linear, 14 + 20 + 12, "chunk {chunk}");
+    }
+}
+
+/// It comes to the device of its virtual LAN next, or comes from there.
+#[test]
+fn a_tagged_packet_is_left_alone() {
+    let backend: SocketAddr = "10.0.2.7:3868".parse().unwrap();
+    let mut memory = Memory::default();
+    let _service = memory.serve(FRONTEND.parse().unwrap(), Protocol::Sctp, &[backend]);
+    for hook in Hook::ALL {
+        let mut skb = Skb::new(Frame::sctp(1, CLIENT, FRONTEND).bytes());
+        skb.is_tagged = true;
+        let verdict = decide(&mut skb, &memory, hook);
+        assert_eq!(verdict, Verdict::Pass(Pass::Tagged), "{hook:?}");
     }
 }
