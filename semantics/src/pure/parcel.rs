@@ -101,6 +101,10 @@ impl Packet for Parcel<'_> {
         self.device
     }
 
+    fn is_tagged(&self) -> bool {
+        false
+    }
+
     fn is_segmented(&self) -> bool {
         false
     }
