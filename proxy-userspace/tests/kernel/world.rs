@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
 use xtask::testbed::{
-    Daemon, Layout, NODE_IPV4, NODE_IPV6, NODE_NAME, Namespace, Pod, REMOTE_NODE_NAME, Serve,
-    Server, Testbed, in_namespace, sctp,
+    Beeline, Daemon, Layout, NODE_IPV4, NODE_IPV6, NODE_NAME, Namespace, Pod, REMOTE_NODE_NAME,
+    Serve, Server, Testbed, in_namespace, sctp,
 };
 
 use crate::client::{Connection, udp, udp_echo};
@@ -367,6 +367,11 @@ impl World {
         self.daemon = beeline(&self.testbed).run(&self.args).unwrap();
     }
 
+    /// The `beeline` command on the node.
+    pub(crate) fn beeline(&self) -> Beeline<'_> {
+        beeline(&self.testbed)
+    }
+
     /// Ends `beeline run` and starts it again with these arguments.
     pub(crate) fn start_again_with(&mut self, args: &[&str]) {
         assert!(self.daemon.stop().is_some());
@@ -409,7 +414,7 @@ impl World {
 
     /// The backends of each frontend at an address.
     fn backends(&self, address: IpAddr) -> Vec<BTreeSet<String>> {
-        let frontends = beeline(&self.testbed).json(["services"]).unwrap();
+        let frontends = self.beeline().json(["services"]).unwrap();
         let frontends = frontends.as_array().into_iter().flatten();
         let ours = frontends.filter(|it| it["address"] == address.to_string());
         let backends = ours.map(|frontend| {
