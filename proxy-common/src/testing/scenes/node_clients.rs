@@ -454,7 +454,7 @@ fn quote(frame: &Frame) -> Vec<u8> {
     frame.packet()[..header + 8].to_vec()
 }
 
-/// A router's reaches the process, and the process' the backend.
+/// A router's reaches the process, as if it were the frontend's, and the process' the backend.
 fn errors(stage: Stage, protocol: Protocol) -> Scene {
     let flow = process(stage, protocol, Kind::ClusterIp);
     let (opening, answer) = (flow.opening(), flow.answer());
@@ -471,7 +471,7 @@ fn errors(stage: Stage, protocol: Protocol) -> Scene {
             Hook::NodeIngress,
             &error(stage.router, stage.uplink, &flow.forward(&opening)),
             ICMP_ERROR,
-            &in_by_uplink(error(stage.router, stage.node, &opening)),
+            &in_by_uplink(error(&host(&flow.dialled), stage.node, &opening)),
         )
         .by(UPLINK)
         .sent(Sent::In(UPLINK))
