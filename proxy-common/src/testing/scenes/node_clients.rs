@@ -34,6 +34,7 @@ pub(super) fn scenes() -> Vec<Scene> {
             scenes.extend([
                 same_source(stage, protocol),
                 source_in_use(stage, protocol),
+                pretender(stage, protocol),
                 delivered(stage, protocol),
                 no_host_device(stage, protocol),
                 unknown_device(stage, protocol),
@@ -227,7 +228,8 @@ fn to_a_pod_here(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
 fn from_loopback(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
     let mut flow = process(stage, protocol, kind);
     flow.client = loopback(stage);
-    let (opening, answer) = (flow.opening(), flow.answer());
+    // As it is seen on lo: both link-layer addresses are zero, and yet it has not been delivered.
+    let (opening, answer) = (entering(&flow.opening(), LOOPBACK), flow.answer());
     let what = format!("{kind:?} from a loopback address");
     Scene::new(title(stage, protocol, &what), flow.memory.clone())
         .leaves(LOOPBACK, &opening, NEW_FLOW, &flow.forward(&opening))
@@ -326,8 +328,38 @@ fn source_in_use(stage: Stage, protocol: Protocol) -> Scene {
         .sent(Sent::In(UPLINK))
 }
 
+/// Who sends from the node's own address and port does not get its flow.
+fn pretender(stage: Stage, protocol: Protocol) -> Scene {
+    let mut flow = process(stage, protocol, Kind::ClusterIp);
+    flow.client = with_port(stage.uplink, 40_000);
+    flow.memory.settings.first_port = Port::new(40_000);
+    flow.memory.settings.last_port = Port::new(40_000);
+    let (opening, more) = (flow.opening(), flow.more());
+    let forward = |frame: &Frame| frame.between(&flow.client, stage.backend);
+    let answer = flow.answer().between(stage.backend, &flow.client);
+    let name = title(stage, protocol, "somebody pretends to be the node");
+    Scene::new(name, flow.memory.clone())
+        .leaves(UPLINK, &opening, NEW_FLOW, &forward(&opening))
+        .seen(
+            Hook::NodeIngress,
+            &opening,
+            Verdict::Drop(Drop::PortsExhausted),
+            [],
+        )
+        .by(UPLINK)
+        .leaves(UPLINK, &more, FORWARD, &forward(&more))
+        .seen(
+            Hook::NodeIngress,
+            &answer,
+            REVERSE,
+            &flow.reverse(&answer, UPLINK),
+        )
+        .by(UPLINK)
+        .sent(Sent::In(UPLINK))
+}
+
 /// A packet that Beeline lets in goes past the same program once more. It may look like one that
-/// opens a flow to a NodePort; from anybody else it does open one.
+/// opens a flow to a NodePort; from anybody else, or a pod, it does open one.
 fn delivered(stage: Stage, protocol: Protocol) -> Scene {
     let kind = Kind::NodePort;
     let memory = site(stage, protocol, kind, &[stage.local_backend]);
@@ -351,6 +383,13 @@ fn delivered(stage: Stage, protocol: Protocol) -> Scene {
             &almost.between(stage.outside, stage.local_backend),
         )
         .by(UPLINK)
+        .seen(
+            Hook::PodIngress,
+            &delivered.between(stage.client, &kind.dialled(stage)),
+            NEW_FLOW,
+            &delivered.between(stage.client, stage.local_backend),
+        )
+        .by(POD)
 }
 
 /// Its packets are routed as if they came in by `beeline0`.

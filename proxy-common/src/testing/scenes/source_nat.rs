@@ -141,7 +141,7 @@ trait Arrives: Sized {
     ) -> Self;
 
     /// A packet comes in by the uplink and goes no further.
-    fn is_lost(self, packet: impl Into<Vec<u8>>, verdict: Verdict) -> Self;
+    fn vanishes(self, packet: impl Into<Vec<u8>>, verdict: Verdict) -> Self;
 }
 
 impl Arrives for Scene {
@@ -156,7 +156,7 @@ impl Arrives for Scene {
             .sent(TO_UPLINK)
     }
 
-    fn is_lost(self, packet: impl Into<Vec<u8>>, verdict: Verdict) -> Self {
+    fn vanishes(self, packet: impl Into<Vec<u8>>, verdict: Verdict) -> Self {
         self.seen(Hook::NodeIngress, packet, verdict, []).by(UPLINK)
     }
 }
@@ -255,7 +255,7 @@ fn no_address(stage: Stage, protocol: Protocol) -> Scene {
         (settings.node_v4, settings.node_v6) = (other, Addr::UNSPECIFIED);
     }
     flow.scene("this node has no address of the family")
-        .is_lost(&flow.opening(), NO_ROUTE)
+        .vanishes(&flow.opening(), NO_ROUTE)
         .check(|memory| {
             assert!(memory.flows.borrow().is_empty());
             assert_eq!(memory.counters.borrow()[&1].refused, 1);
@@ -267,19 +267,19 @@ fn no_route_there(stage: Stage, protocol: Protocol) -> Scene {
     flow.memory.routes.clear();
     let opening = flow.opening();
     flow.scene("no route to the backend")
-        .is_lost(&opening, NO_ROUTE)
+        .vanishes(&opening, NO_ROUTE)
         .check(|memory| assert!(memory.flows.borrow().is_empty()))
         .change(move |memory| place(stage, memory))
         .arrives(&opening, NEW_FLOW, &flow.forward(&opening))
         .change(|memory| memory.routes.clear())
-        .is_lost(&flow.more(), NO_ROUTE)
+        .vanishes(&flow.more(), NO_ROUTE)
 }
 
 fn no_route_back(stage: Stage, protocol: Protocol) -> Scene {
     let flow = outside(stage, protocol);
     flow.opened("no route back to the client")
         .change(|memory| memory.routes.clear())
-        .is_lost(&flow.answer(), NO_ROUTE)
+        .vanishes(&flow.answer(), NO_ROUTE)
 }
 
 /// A client's many ports are spread over the range, which is not that of the host's own
@@ -352,7 +352,7 @@ fn exhausted(stage: Stage, protocol: Protocol) -> Scene {
     let other = with_port(&host(stage.outside), 40_001);
     let other = flow.opening().between(&other, &flow.dialled);
     flow.opened("no port is left")
-        .is_lost(&other, EXHAUSTED)
+        .vanishes(&other, EXHAUSTED)
         .check(|memory| assert_eq!(memory.flows.borrow().len(), 2))
 }
 
@@ -396,7 +396,7 @@ fn stays(stage: Stage) -> Scene {
     let other = with_port(&host(stage.outside), 40_001);
     flow.opened("the port of a flow that is closing is not free")
         .arrives(&fin, FORWARD, &flow.forward(&fin))
-        .is_lost(&flow.opening().between(&other, &flow.dialled), EXHAUSTED)
+        .vanishes(&flow.opening().between(&other, &flow.dialled), EXHAUSTED)
 }
 
 /// Both records go through all states together.
@@ -498,7 +498,7 @@ fn error_without_route(stage: Stage, protocol: Protocol) -> Scene {
     let error = Icmp::new(kind, stage.router, stage.uplink, quote(&about));
     flow.opened("an error to where no route leads")
         .change(|memory| memory.routes.clear())
-        .is_lost(&error, NO_ROUTE)
+        .vanishes(&error, NO_ROUTE)
 }
 
 /// What leaves is none of the flow's, and what quotes the packet before its translation neither.
@@ -526,7 +526,7 @@ fn pieces(stage: Stage, protocol: Protocol) -> Scene {
     };
     let scene = flow.opened("datagrams in pieces");
     if protocol == Protocol::Sctp {
-        return scene.is_lost(&cut(&long, 5)[0], SCTP_FRAGMENT);
+        return scene.vanishes(&cut(&long, 5)[0], SCTP_FRAGMENT);
     }
     let scene = cut(&long, 5).iter().fold(scene, |scene, piece| {
         scene.arrives(piece, FORWARD, &flow.forward(piece))
@@ -634,8 +634,8 @@ fn too_long_in_pieces(stage: Stage, protocol: Protocol) -> Scene {
     let too_long = Verdict::Drop(Drop::TooLong);
     flow.scene("pieces that are too long")
         .arrives(&opening, NEW_FLOW, &opening.between(&source, &backend))
-        .is_lost(&long.piece(4, 0, 1_600), too_long)
-        .is_lost(&long.piece(4, 1_600, 1_600), too_long)
+        .vanishes(&long.piece(4, 0, 1_600), too_long)
+        .vanishes(&long.piece(4, 1_600, 1_600), too_long)
 }
 
 /// The device would complete a checksum where the length stands.
