@@ -309,20 +309,20 @@ impl Kernel {
                 .expect("a frontend");
         });
         empty(&mut self.addresses);
-        for (addr, flags) in &memory.addresses {
+        memory.addresses.iter().for_each(|(addr, flags)| {
             self.addresses
                 .insert(Raw(*addr), Raw(*flags), 0)
                 .expect("an address");
-        }
+        });
         let known: Vec<u32> = self.devices.keys().map(|key| key.expect("a key")).collect();
         for index in known {
             self.devices.remove(&index).expect("a device");
         }
-        for (index, device) in &memory.devices {
+        memory.devices.iter().for_each(|(index, device)| {
             self.devices
                 .insert(*index, Raw(*device), 0)
                 .expect("a device");
-        }
+        });
         self.routes.become_those_of(memory);
         self.replace_networks(memory);
         for (index, slot) in (0..).zip(&memory.slots) {
