@@ -259,6 +259,10 @@ impl Flow {
             .change(move |memory| memory.remove_backends_at(ip(stage.backend)))
             .seen(hook, &more, verdict, answer)
             .by(UPLINK)
+            .check(move |memory| {
+                let is_forgotten = memory.flows.borrow().is_empty();
+                assert_eq!(is_forgotten, self.protocol == Protocol::Udp);
+            })
     }
 
     /// A Service may have backends in its local set only (rule R33).
