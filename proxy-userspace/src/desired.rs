@@ -1,4 +1,5 @@
-//! Which frontends lead to which backends: kube-proxy's semantics, all of them here.
+//! Which frontends lead to which backends: all that kube-proxy's rules say about objects. What they
+//! say about packets is in the datapath.
 //!
 //! [`compile`] is a pure function of a Service, its EndpointSlices and what this node is. It
 //! knows nothing of maps, ids or what was in force before; [`crate::sync`] does.

@@ -124,6 +124,9 @@ fn read(args: &Args) -> Result<Vec<Read>> {
 
 fn run_level(level: Level, cases: &[Read]) -> Tally {
     println!("\n== {}", level.name());
+    if level == Level::Kernel {
+        println!("{}", kernel::NOTE);
+    }
     let results = in_parallel(level.n_workers(), cases, |read| {
         Some(level.run(read.case.as_ref().ok()?))
     });

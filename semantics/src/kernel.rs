@@ -5,6 +5,7 @@
 //! comes out where; then the backend's reply is sent back.
 
 mod checks;
+mod conn;
 mod flows;
 mod host;
 mod kits;
@@ -28,15 +29,17 @@ use self::proxy::Proxy;
 use self::world::World;
 use crate::case::{Case, Check, Flow, Step};
 use crate::outcome::{Failure, Item, Outcome, Place};
+use crate::pure::left_out;
 
-/// What a runner may have to be able to do, and this one is.
-const ABILITIES: [&str; 2] = ["legacy-ip-syntax", "per-family-sync"];
+/// How this level has time pass.
+pub const NOTE: &str = "time passes by making the records of affinity and of flows in the \
+    kernel's maps older; where updates of the kernel hang, by the clock of a control plane in \
+    memory for which the daemon's servers answer";
 
 /// Runs a case.
 pub fn run(case: &Case) -> Outcome {
-    let mut required = case.requires.iter();
-    if let Some(ability) = required.find(|it| !ABILITIES.contains(&it.as_str())) {
-        return Outcome::NotOnTheWire(format!("requires `{ability}`, which is unknown here"));
+    if let Some(outcome) = left_out(case) {
+        return outcome;
     }
     let is_stuck = is_stuck(case);
     if is_stuck && plan::flows(case).next().is_some() {

@@ -56,7 +56,7 @@ struct Backend {
     port: u16,
 }
 
-const BACKENDS: [Backend; 6] = [
+const BACKENDS: [Backend; 7] = [
     Backend {
         service: "hello",
         first: 11,
@@ -99,6 +99,13 @@ const BACKENDS: [Backend; 6] = [
         serve: Serve::Http,
         port: 8080,
     },
+    Backend {
+        service: "shop",
+        first: 71,
+        pods: 2,
+        serve: Serve::Http,
+        port: 8080,
+    },
 ];
 
 const CLIENT_NUMBER: u8 = 2;
@@ -137,11 +144,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (client, _servers) = step("adding pods with servers to it", || add_pods(&testbed))?;
     let beeline = Beeline::new(&testbed, beeline).with_manifests(manifests()?);
     let _daemon = step("starting `beeline run` on it", || beeline.run::<&str>([]))?;
-    let what = format!(
-        "sending {} requests to each Service from pod `client`",
-        args.requests
-    );
-    let outcomes = step(&what, || Ok(request::send_all(&client, args.requests)))?;
+    let what = format!("sending {} requests to each address", args.requests);
+    let outcomes = step(&what, || {
+        // As a load balancer's announcement has it.
+        let way = format!("route add {} via {}", request::VIP, request::NODE_V4);
+        testbed.outside().ip([&*way])?;
+        Ok(request::send_all(&testbed, &client, args.requests))
+    })?;
     let services = beeline.json(["services"])?;
 
     println!("\n{}\n", table::render(&outcomes, &services));
@@ -177,7 +186,7 @@ Pods come and go, so clients dial the stable address of a Service, and something
 has to pick one of its pods, a backend, for each new connection. That is Beeline. Here, one node
 is made out of network namespaces: each pod is a namespace with a cable to the node. Beeline
 reads Services and EndpointSlices from {MANIFESTS}/ and puts programs at the
-node's end of the cables. They send every packet straight to its backend.
+node's ends of the cables. They send every packet straight to its backend.
 "
     );
 }

@@ -18,8 +18,9 @@ pub struct Backend {
     pub service: u32,
     /// Counts the lives of this id; a flow record with another number is stale.
     pub generation: u32,
-    /// Grows whenever the backend has left both sets, session affinity was switched off, or another
-    /// life of this id begins; an affinity record with another number is void (rules R114, R116).
+    /// Grows whenever the backend joins a set again after it had left both, session affinity is
+    /// switched on, or another life of this id begins; an affinity record with another number is
+    /// void (rules R114, R116).
     pub joined: u32,
     /// Port of the endpoint.
     pub port: Port,

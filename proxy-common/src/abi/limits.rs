@@ -6,13 +6,13 @@
 
 /// Frontends: addresses × ports × protocols. 120 bytes each.
 pub const FRONTENDS: u32 = 131_072;
-/// Addresses of frontends and of this node. 80 bytes each.
+/// Addresses of frontends and of this node. 88 bytes each.
 pub const ADDRESSES: u32 = 131_072;
 /// ServiceCIDRs and networks of local pods.
 pub const NETWORKS: u32 = 1_024;
 /// `loadBalancerSourceRanges` × service ports.
 pub const SOURCE_RANGES: u32 = 65_536;
-/// Network devices of this node.
+/// Network devices of this node. 120 bytes each.
 pub const DEVICES: u32 = 8_192;
 /// Positions of backends in frontends' blocks. 8 bytes each; an update needs old and new block.
 pub const SLOTS: u32 = 1_048_576;
@@ -20,7 +20,8 @@ pub const SLOTS: u32 = 1_048_576;
 pub const BACKENDS: u32 = 524_288;
 /// Service ports × families. 272 bytes each, and 32 bytes per CPU.
 pub const SERVICES: u32 = 65_536;
-/// Flow records, two a conversation, if memory allows. 186 bytes each.
+/// Flow records, two a conversation, if memory allows. 184 to 200 bytes each, as full as the
+/// kernel's table of buckets is, whose size is a power of two.
 pub const FLOWS: u32 = 524_288;
 /// Fewest flow records ever taken by default.
 pub const FLOWS_MIN: u32 = 65_536;

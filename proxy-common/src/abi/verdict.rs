@@ -10,7 +10,7 @@ pub enum Verdict {
     Pass(Pass),
     /// Rewritten, on its way.
     Rewrite(Rewrite),
-    /// Turned into an answer to its sender, out of the device it came in by.
+    /// Turned into an answer to its sender.
     Reply(Reply),
     /// Gone.
     Drop(Drop),
@@ -93,7 +93,7 @@ reasons! {
         UnusedPortReset = "unused-port-reset",
         /// The same: ICMP port unreachable.
         UnusedPortUnreachable = "unused-port-unreachable",
-        /// Too long for the device that leads to the backend: ICMP, with the length that fits.
+        /// Too long for the device by which it would leave: ICMP, with the length that fits.
         TooLong = "too-long",
     }
 }

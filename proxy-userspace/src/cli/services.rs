@@ -40,6 +40,9 @@ struct FrontendView {
     affinity: u32,
     /// Where new flows go.
     backends: Vec<BackendView>,
+    /// Where new flows of pods and of this node go besides, if others get local backends only
+    /// (rules R54, R55).
+    inside: Vec<BackendView>,
     /// Where flows are that began earlier.
     draining: Vec<BackendView>,
     /// Of the service port, all its frontends together.
@@ -122,7 +125,15 @@ impl ServiceMaps<'_> {
         let block = self.block(frontend);
         let known = |id: &u32| self.backends.iter().find(|(known, _)| known == id);
         let backends = block.iter().filter_map(known);
-        let draining = self.backends.iter().filter(|(id, _)| !block.contains(id));
+        let is_member = |backend: &Backend| {
+            let sets = [BackendFlags::IN_LOCAL_SET, BackendFlags::IN_CLUSTER_SET];
+            sets.into_iter().any(|set| backend.flags.contains(set))
+        };
+        let has_inside = is_local && frontend.flags.contains(FrontendFlags::EXTERNAL);
+        let others = self.backends.iter().filter(|(id, _)| !block.contains(id));
+        let (inside, draining): (Vec<_>, Vec<_>) =
+            others.partition(|(_, backend)| is_member(backend));
+        let inside = if has_inside { inside } else { Vec::new() };
         FrontendView {
             service: self.name.to_owned(),
             address: key.addr.to_string(),
@@ -133,7 +144,14 @@ impl ServiceMaps<'_> {
             rejects: frontend.flags.contains(FrontendFlags::REJECT),
             affinity: frontend.affinity_seconds,
             backends: backends.map(|(_, backend)| backend_view(backend)).collect(),
-            draining: draining.map(|(_, backend)| backend_view(backend)).collect(),
+            inside: inside
+                .into_iter()
+                .map(|(_, it)| backend_view(&it))
+                .collect(),
+            draining: draining
+                .into_iter()
+                .map(|(_, it)| backend_view(&it))
+                .collect(),
             flows: self.counters.flows,
             packets: self.counters.packets,
             bytes: self.counters.bytes,
@@ -211,10 +229,16 @@ fn rows(frontend: &FrontendView) -> Vec<Vec<String>> {
         let fate = if frontend.rejects { "rejects" } else { "drops" };
         backends.push(["none", fate, ""].map(str::to_owned));
     }
-    backends.extend(frontend.draining.iter().map(|backend| {
-        let [address, state, place] = backend_row(backend);
-        [address, format!("{state}, draining"), place]
-    }));
+    let others = [
+        (&frontend.inside, "from inside"),
+        (&frontend.draining, "draining"),
+    ];
+    for (others, why) in others {
+        backends.extend(others.iter().map(|backend| {
+            let [address, state, place] = backend_row(backend);
+            [address, format!("{state}, {why}"), place]
+        }));
+    }
     let blank = || vec![String::new(); 4];
     let mut rows = backends
         .into_iter()
@@ -260,10 +284,12 @@ mod tests {
             port: Port::new(8080),
             state: state as u8,
             joined: 1,
-            flags: if is_local {
-                BackendFlags::IS_LOCAL
-            } else {
-                BackendFlags::NONE
+            flags: match (state, is_local) {
+                (BackendState::Active, true) => {
+                    BackendFlags::IS_LOCAL.union(BackendFlags::IN_LOCAL_SET)
+                }
+                (BackendState::Active, false) => BackendFlags::IN_CLUSTER_SET,
+                _ => BackendFlags::NONE,
             },
         }
     }
@@ -322,10 +348,16 @@ mod tests {
 
     #[test]
     fn a_local_policy_shows_local_backends_only() {
-        let view = view(FrontendFlags::LOCAL_ONLY, &[9, 4, 5, 9]);
-        assert_eq!(view.policy, "local");
-        assert_eq!(view.backends.len(), 1);
-        assert_eq!(view.draining.len(), 2);
+        let local = FrontendFlags::LOCAL_ONLY;
+        let numbers = |view: &FrontendView| {
+            [&view.backends, &view.inside, &view.draining].map(|backends| backends.len())
+        };
+        let of_cluster_ip = view(local, &[9, 4, 5, 9]);
+        assert_eq!(of_cluster_ip.policy, "local");
+        assert_eq!(numbers(&of_cluster_ip), [1, 0, 1]);
+        let external = view(local.union(FrontendFlags::EXTERNAL), &[9, 4, 5, 9]);
+        assert_eq!(numbers(&external), [1, 1, 1]);
+        assert!(text(&[external]).contains("active, from inside"));
     }
 
     #[test]

@@ -178,13 +178,19 @@ struct Need {
     without: &'static str,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         sysctl: "net/ipv4/conf/lo/accept_local",
         value: "1",
         is_shared: true,
         without: "processes of this node get no answers at NodePorts and external IPs that are \
                   this node's own addresses",
+    },
+    Need {
+        sysctl: "net/ipv4/conf/lo/route_localnet",
+        value: "1",
+        is_shared: true,
+        without: "processes of this node get no answers at sockets that are bound to 127.0.0.0/8",
     },
     Need {
         sysctl: "net/ipv4/conf/beeline0/forwarding",

@@ -1,4 +1,4 @@
-//! What the kernel programs log, if they were built to.
+//! What the kernel programs log: a sample of the packets that they drop.
 
 use std::time::Duration;
 

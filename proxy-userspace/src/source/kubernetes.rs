@@ -1,8 +1,9 @@
 //! Services from the Kubernetes API.
 //!
-//! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs) run side by side. Each lists in pages,
-//! then watches with bookmarks, and lists again when the API server has forgotten where it was
-//! (410 Gone). Of the objects only fingerprints and versions are kept.
+//! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs) run side by side. Each lists in
+//! pages, then watches with bookmarks, and lists again when the API server has forgotten where it
+//! was (410 Gone). Of the objects only fingerprints and versions are kept. An API server that has
+//! no ServiceCIDRs is asked for them now and then.
 
 mod connection;
 mod feed;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::testing::Frame;
 
+use super::conn::{Client, Conn, Fate};
 use super::host::{Heard, Process};
 use super::memory::Remembered;
-use super::packet::{ACK, Body, RST, Seen};
-use super::talk::{Talk, is_same};
+use super::talk::Talk;
 use super::world::{Place, Sighting, World, list};
 use crate::case::{Expect, Flow, Packet, Protocol, Verdict};
 
@@ -37,36 +37,6 @@ pub(super) struct Flows {
     patience: Duration,
     /// Seen, but not looked for yet.
     pending: Vec<Sighting>,
-}
-
-/// A connection as its client sees it.
-#[derive(Debug)]
-struct Conn {
-    talk: Talk,
-    client: Client,
-    from: SocketAddr,
-    to: SocketAddr,
-}
-
-/// Who sends.
-#[derive(Debug)]
-enum Client {
-    /// Somebody beyond this device.
-    Far(usize),
-    /// A process of the node.
-    Near(Process),
-}
-
-/// What became of a packet.
-enum Fate {
-    /// It came out somewhere.
-    Arrived(Sighting),
-    /// The client was told so, in this way.
-    Refused(&'static str),
-    /// Something that must never be.
-    Wrong(String),
-    /// Nothing came out.
-    Silence,
 }
 
 /// Where a connection ended up.
@@ -309,14 +279,14 @@ impl Flows {
             Verdict::Drop => SILENCE,
             Verdict::Forward | Verdict::Reject | Verdict::Pass => self.patience,
         };
-        let mut told = sent.err().map(told);
+        let mut told = sent.err().map(Fate::told);
         let deadline = Instant::now() + patience;
         loop {
             if let (Client::Near(process), None) = (&conn.client, &told) {
                 told = match process.hears(is_first) {
                     Ok(Heard::Refused) => Some(Fate::Refused("connection refused")),
                     Ok(Heard::Nothing | Heard::Answer(_)) => None,
-                    Err(error) => Some(Fate::Wrong(format!("the client's socket says: {error}"))),
+                    Err(error) => Some(Fate::told(error)),
                 };
             }
             // Looked at last: what the client was told of has happened before.
@@ -534,137 +504,4 @@ impl Flows {
 fn most_tries(n: usize) -> usize {
     let n = n as f64;
     (n * (n.ln().max(0.0) + 14.0)).ceil() as usize
-}
-
-fn told(error: io::Error) -> Fate {
-    if error.kind() == io::ErrorKind::ConnectionRefused {
-        Fate::Refused("connection refused")
-    } else {
-        Fate::Wrong(format!("the client's socket says: {error}"))
-    }
-}
-
-impl Conn {
-    /// Whether what was seen is this packet of the client's, on its way to wherever.
-    fn is_packet(&self, packet: &Frame, is_first: bool, seen: &Seen) -> bool {
-        let Some(transport) = seen.transport() else {
-            return false;
-        };
-        if transport.protocol != self.talk.protocol {
-            return false;
-        }
-        match &self.client {
-            // Its sequence numbers are the kernel's.
-            Client::Near(_) if self.talk.protocol == Protocol::Tcp => {
-                if is_first {
-                    transport.is_syn()
-                } else {
-                    transport.payload == packet.payload
-                }
-            }
-            Client::Far(_) | Client::Near(_) => is_same(packet, transport),
-        }
-    }
-
-    /// What was seen, if it tells the client that its packet is refused.
-    fn refusal(&self, packet: &Frame, sighting: &Sighting) -> Option<Fate> {
-        let Client::Far(device) = self.client else {
-            return None;
-        };
-        let seen = &sighting.seen;
-        if sighting.place != Place::Device(device) || seen.dst != self.from.ip() {
-            return None;
-        }
-        let wrong = |why: &str| Some(Fate::Wrong(format!("the client was sent [{seen}]: {why}")));
-        if let Some(transport) = seen.transport() {
-            let is_reset = transport.protocol == Protocol::Tcp && transport.flags & RST != 0;
-            if !is_reset || seen.to() != self.from {
-                return None;
-            }
-            // RFC 9293, 3.5.2.
-            let fits = if packet.flags & ACK == 0 {
-                transport.flags & ACK != 0 && transport.ack == packet.seq.wrapping_add(1)
-            } else {
-                transport.seq == packet.ack
-            };
-            return match (&seen.wrong, fits) {
-                _ if seen.from() != self.to => wrong("not from where it dialled"),
-                (None, true) => Some(Fate::Refused("a reset")),
-                (None, false) => wrong("numbers do not fit"),
-                (Some(_), _) => wrong("checksum"),
-            };
-        }
-        let quoted = seen.quoted()?;
-        if quoted.from().port() != self.from.port() {
-            return None;
-        }
-        if (quoted.from(), quoted.to()) != (self.from, self.to) || !quotes(seen, packet) {
-            return wrong("it does not quote the client's packet");
-        }
-        if seen.wrong.is_some() {
-            return wrong("checksum");
-        }
-        if !seen.is_port_unreachable() {
-            return wrong("not port unreachable");
-        }
-        Some(Fate::Refused("port unreachable"))
-    }
-
-    /// Whether a packet at the client is an answer, or ought to be one: from the wrong place, say.
-    fn is_answer(&self, seen: &Seen) -> bool {
-        let protocol = seen.transport().map(|transport| transport.protocol);
-        protocol == Some(self.talk.protocol) && seen.to() == self.from
-    }
-
-    /// Holds a packet that came to the client against the backend's answer. False: it is not
-    /// that one yet.
-    fn check_answer(&mut self, answer: &Frame, seen: &Seen, is_kernels: bool) -> Result<bool> {
-        ensure!(
-            seen.from() == self.to,
-            "the answer should come from {}, but came as [{seen}]",
-            self.to
-        );
-        ensure!(seen.wrong.is_none(), "the answer came as [{seen}]");
-        let Some(transport) = seen.transport() else {
-            return Ok(false);
-        };
-        if is_kernels {
-            ensure!(
-                transport.flags & (RST | ACK) == ACK,
-                "the answer came as [{seen}]"
-            );
-            self.talk.follow(transport);
-        } else {
-            ensure!(
-                is_same(answer, transport),
-                "the answer was changed to [{seen}]"
-            );
-        }
-        Ok(true)
-    }
-
-    fn events(
-        &self,
-        is_first: bool,
-    ) -> Option<(std::os::fd::BorrowedFd<'_>, nix::poll::PollFlags)> {
-        match &self.client {
-            Client::Far(_) => None,
-            Client::Near(process) => Some(process.events(is_first)),
-        }
-    }
-}
-
-/// Whether an ICMP error quotes a packet as it was sent; hop counts may differ.
-fn quotes(error: &Seen, packet: &Frame) -> bool {
-    let Body::Error { quote, .. } = &error.body else {
-        return false;
-    };
-    let sent = packet.packet();
-    let (header, hops): (usize, &[usize]) = if packet.src.is_ipv4() {
-        (20, &[8, 10, 11])
-    } else {
-        (40, &[7])
-    };
-    let same = |(at, (ours, theirs)): (usize, (&u8, &u8))| ours == theirs || hops.contains(&at);
-    quote.len() >= header + 8 && sent.iter().zip(quote).enumerate().all(same)
 }

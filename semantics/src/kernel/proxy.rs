@@ -1,11 +1,10 @@
 //! The real `beeline run` on the node, and the objects that it reads.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use beeline::loader::pins::Pins;
 use beeline::maps::Table;
 use ipnet::IpNet;
@@ -15,9 +14,6 @@ use xtask::testbed::{Beeline, Daemon, Testbed};
 
 use super::plan::Plan;
 use crate::case::{Case, Config, DetectLocal, Manifest, NodePortAddresses, ObjectKind, Reference};
-
-/// How long a change may take until it is in force.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Kind, namespace and name.
 type Key = (String, String, String);
@@ -93,32 +89,14 @@ impl Proxy {
         Ok(())
     }
 
-    /// The end of what it says.
-    pub(super) fn log(&self) -> String {
-        let log = self.daemon.as_ref().map(Daemon::log).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    }
-
     fn wait(&self, testbed: &Testbed) -> Result<()> {
         let pins = Pins::new(&testbed.bpffs());
         let frontends: Table<FrontendKey, Frontend> = Table::open(&pins, "FRONTENDS")?;
-        let sign = FrontendKey::exact(
-            Addr::from(std::net::IpAddr::V6(SIGN)),
-            Port::new(self.n_changes),
-            Protocol::Tcp,
-        );
-        let deadline = Instant::now() + PATIENCE;
-        while frontends.get(&sign)?.is_none() {
-            if Instant::now() > deadline {
-                bail!(
-                    "a change was not in force after {PATIENCE:?}:\n{}",
-                    self.log()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        let address = Addr::from(IpAddr::V6(SIGN));
+        let sign = FrontendKey::exact(address, Port::new(self.n_changes), Protocol::Tcp);
+        let daemon = self.daemon.as_ref().context("the daemon does not run")?;
+        let is_there = |_: &Value| matches!(frontends.get(&sign), Ok(Some(_)));
+        daemon.wait_until("a change in force", is_there)
     }
 
     fn write(&self, testbed: &Testbed) -> Result<()> {
@@ -184,9 +162,6 @@ fn args(config: &Config, plan: &Plan) -> Vec<String> {
     let foreign: Vec<_> = foreign.map(|device| format!("!{}", device.name)).collect();
     if !foreign.is_empty() {
         args.push(format!("--pod-devices={}", foreign.join(",")));
-    }
-    if std::env::var_os("SEMANTICS_OLD").is_some() {
-        return args;
     }
     let ranges = |ranges: &[IpNet]| {
         let texts: Vec<_> = ranges.iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! The requests of the demonstration: what a client in a pod does.
+//! The requests of the demonstration: what clients do.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use xtask::testbed::{Pod, dns, sctp};
+use xtask::testbed::{Pod, Testbed, dns, in_namespace, sctp};
 
 /// How long a client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -19,13 +19,36 @@ const ANSWER: usize = 4_096;
 /// Stands in the place of a backend's name where being refused is right.
 pub(super) const REFUSED: &str = "nobody: refused at once";
 
+/// Who dials.
+#[derive(Clone, Copy)]
+pub(super) enum From {
+    /// A process in pod `client`.
+    Pod,
+    /// A process of the node itself.
+    Node,
+    /// A machine in the network around.
+    Outside,
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "a pod",
+            Self::Node => "the node",
+            Self::Outside => "outside",
+        })
+    }
+}
+
 /// A Service port that is dialled.
 pub(super) struct Frontend {
+    /// Who dials it.
+    pub(super) from: From,
     /// The Service's namespace.
     pub(super) namespace: &'static str,
     /// The Service's name.
     pub(super) service: &'static str,
-    /// Its cluster IP.
+    /// One of its addresses.
     pub(super) address: IpAddr,
     /// The port.
     pub(super) port: u16,
@@ -36,6 +59,11 @@ pub(super) struct Frontend {
 }
 
 impl Frontend {
+    /// The same, dialled by somebody else.
+    const fn from(self, from: From) -> Self {
+        Self { from, ..self }
+    }
+
     /// What clients dial.
     pub(super) fn socket_address(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)
@@ -45,6 +73,7 @@ impl Frontend {
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
+            from,
             namespace,
             service,
             protocol,
@@ -52,14 +81,14 @@ impl fmt::Display for Frontend {
         } = self;
         write!(
             f,
-            "{namespace}/{service} at {} {protocol}",
+            "{namespace}/{service} at {} {protocol} from {from}",
             self.socket_address()
         )
     }
 }
 
 /// The Service ports, in the order of the table.
-const FRONTENDS: [Frontend; 9] = [
+const FRONTENDS: [Frontend; 14] = [
     default("hello", v4(20), 80, "TCP", http),
     default("frontend", v4(30), 80, "TCP", http),
     default("database", v4(40), 27017, "TCP", banner),
@@ -69,7 +98,18 @@ const FRONTENDS: [Frontend; 9] = [
     default("dual-stack", v4(60), 80, "TCP", http),
     default("dual-stack", v6(0x60), 80, "TCP", http),
     default("retired", v4(70), 80, "TCP", refused),
+    default("hello", v4(20), 80, "TCP", http).from(From::Node),
+    default("signalling", v4(50), 38412, "SCTP", sctp_message).from(From::Node),
+    default("shop", NODE_V4, 30080, "TCP", http).from(From::Outside),
+    default("shop", NODE_V6, 30080, "TCP", http).from(From::Outside),
+    default("shop", VIP, 80, "TCP", http).from(From::Outside),
 ];
+
+/// The node's addresses, as its Node object has them.
+pub(super) const NODE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 2));
+const NODE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, 2));
+/// The address that a load balancer has announced for `shop`.
+pub(super) const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 80));
 
 const fn v4(last: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 96, 0, last))
@@ -87,6 +127,7 @@ const fn default(
     request: fn(SocketAddr) -> io::Result<String>,
 ) -> Frontend {
     Frontend {
+        from: From::Pod,
         namespace: "default",
         service,
         address,
@@ -102,6 +143,7 @@ const fn cluster_dns(
 ) -> Frontend {
     let (namespace, service) = ("kube-system", "kube-dns");
     Frontend {
+        from: From::Pod,
         namespace,
         service,
         address: v4(10),
@@ -135,14 +177,17 @@ impl Outcome {
     }
 }
 
-/// Sends `count` requests to each Service port, one after the other, as a process of `client`.
-pub(super) fn send_all(client: &Pod, count: u32) -> Vec<Outcome> {
-    client.run(|| {
-        FRONTENDS
-            .into_iter()
-            .map(|frontend| send(frontend, count))
-            .collect()
-    })
+/// Sends `count` requests to each Service port, one after the other; `client` is the pod.
+pub(super) fn send_all(testbed: &Testbed, client: &Pod, count: u32) -> Vec<Outcome> {
+    let send_from_there = |frontend: Frontend| {
+        let namespace = match frontend.from {
+            From::Pod => &client.namespace,
+            From::Node => &testbed.node().namespace,
+            From::Outside => testbed.outside(),
+        };
+        in_namespace(namespace, || send(frontend, count))
+    };
+    FRONTENDS.into_iter().map(send_from_there).collect()
 }
 
 fn send(frontend: Frontend, count: u32) -> Outcome {

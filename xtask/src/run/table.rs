@@ -1,6 +1,7 @@
 //! The table at the end of the demonstration.
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use proxy_common::abi::Family;
 use serde_json::Value;
 
 use super::request::{Frontend, Outcome};
@@ -8,9 +9,10 @@ use super::request::{Frontend, Outcome};
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-const HEADER: [&str; 9] = [
+const HEADER: [&str; 10] = [
     "Service",
-    "address dialled",
+    "dialled from",
+    "address",
     "protocol",
     "ok",
     "failed",
@@ -32,17 +34,17 @@ pub(super) fn render(outcomes: &[Outcome], services: &Value) -> String {
     }
     for (number, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
-        if [3, 4, 6, 7, 8].contains(&number) {
+        if [4, 5, 7, 8, 9].contains(&number) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     format!(
-        "{}\n* as counted by the programs in the kernel",
+        "{}\n* of the Service port in this family, as counted by the programs in the kernel",
         table.trim_fmt()
     )
 }
 
-fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
+fn row(outcome: &Outcome, services: &Value) -> [String; 10] {
     let frontend = &outcome.frontend;
     let answers: Vec<_> = outcome
         .answers
@@ -56,6 +58,7 @@ fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
     };
     [
         format!("{}/{}", frontend.namespace, frontend.service),
+        frontend.from.to_string(),
         frontend.socket_address().to_string(),
         frontend.protocol.to_owned(),
         outcome.succeeded().to_string(),
@@ -70,7 +73,9 @@ fn row(outcome: &Outcome, services: &Value) -> [String; 9] {
 /// A frontend in what `beeline services -o json` says.
 fn entry<'a>(services: &'a Value, frontend: &Frontend) -> Option<&'a Value> {
     services.as_array()?.iter().find(|entry| {
-        entry["address"] == frontend.address.to_string()
+        let every_address = Family::of(frontend.address).unspecified().to_string();
+        let is_node_port = entry["kind"] == "node-port" && entry["address"] == every_address;
+        (is_node_port || entry["address"] == frontend.address.to_string())
             && entry["port"] == frontend.port
             && entry["protocol"] == frontend.protocol
     })

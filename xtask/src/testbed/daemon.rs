@@ -15,7 +15,7 @@ use super::namespace::in_namespace;
 use super::traces::{self, SharedChild};
 
 /// How long the daemon may take until it has programmed all Services.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(300);
 /// Lines of the log that are shown after a failure.
 const LOG_TAIL: usize = 40;
 

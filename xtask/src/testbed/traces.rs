@@ -138,7 +138,8 @@ pub fn release_all_and_exit(code: i32) -> ! {
 pub(super) fn release_on_signal() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        match ctrlc::try_set_handler(|| release_all_and_exit(130)) {
+        // Also where a shell has them ignored, as it does for what runs in the background.
+        match ctrlc::set_handler(|| release_all_and_exit(130)) {
             Ok(()) | Err(ctrlc::Error::MultipleHandlers) => {}
             Err(error) => eprintln!("warning: Ctrl-C will leave namespaces behind: {error}"),
         };

@@ -22,6 +22,7 @@ const RULES: [Rule; 5] = [
             "proxy-userspace/src/model",
             "proxy-userspace/src/desired",
             "proxy-userspace/src/sync",
+            "proxy-userspace/src/node",
         ],
         except: &[],
         paths: &[
@@ -44,7 +45,7 @@ const RULES: [Rule; 5] = [
             "tokio",
         ],
         tests_may: true,
-        because: "has no place in model, desired and sync: they do no I/O, and read no clock",
+        because: "has no place in model, desired, sync and node: they do no I/O, and read no clock",
     },
     Rule {
         modules: &["proxy-common/src/datapath", "proxy-common/src/abi"],

@@ -116,9 +116,13 @@ pub(super) fn ends() -> impl Strategy<Value = Ends> {
             backend,
         })
         .prop_filter("three hosts", |ends| {
-            let [client, frontend, backend] =
-                [ends.client, ends.frontend, ends.backend].map(|end| end.ip());
-            client != frontend && client != backend && frontend != backend
+            let ips = [ends.client, ends.frontend, ends.backend].map(|end| end.ip());
+            let [client, frontend, backend] = ips;
+            // Nothing is routed from or to a loopback address.
+            ips.iter().all(|ip| !ip.is_loopback())
+                && client != frontend
+                && client != backend
+                && frontend != backend
         })
 }
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use super::site::{KINDS, Kind, UPLINK, frontend, site};
 use super::stage::{
-    FORWARD, GONE_ABORT, GONE_RESET, NEW_FLOW, NO_ENDPOINT_UNREACHABLE, PROTOCOLS, RST, STAGES,
-    Stage, at, ip, reply_to, unreachable,
+    FORWARD, GONE_ABORT, GONE_RESET, NEW_FLOW, NO_ENDPOINT_UNREACHABLE, PROTOCOLS, REVERSE, RST,
+    STAGES, Stage, at, ip, reply_to, unreachable,
 };
 use crate::abi::{
     BackendFlags, BackendState, FlowRole, FrontendFlags, FrontendKey, Port, Protocol,
@@ -36,6 +36,9 @@ pub(super) fn scenes() -> Vec<Scene> {
                         flow.gone(),
                         flow.only_local(),
                     ]);
+                    if at_node {
+                        scenes.push(flow.last_answers());
+                    }
                 }
             }
         }
@@ -256,6 +259,10 @@ impl Flow {
             .change(move |memory| memory.remove_backends_at(ip(stage.backend)))
             .seen(hook, &more, verdict, answer)
             .by(UPLINK)
+            .check(move |memory| {
+                let is_forgotten = memory.flows.borrow().is_empty();
+                assert_eq!(is_forgotten, self.protocol == Protocol::Udp);
+            })
     }
 
     /// A Service may have backends in its local set only (rule R33).
@@ -280,5 +287,20 @@ impl Flow {
                 }
             });
         self.moves_if_udp(scene)
+    }
+
+    /// What a backend sent before it went.
+    fn last_answers(self) -> Scene {
+        let stage = self.stage;
+        let answer = stage
+            .answer(self.protocol)
+            .between(stage.backend, &self.seen_as());
+        let reversed = answer.between(&self.kind.dialled(stage), self.client());
+        self.opened(SettingsFlags::NONE, "a gone backend's last answers")
+            .change(self.points(&[]))
+            .change(move |memory| memory.remove_backends_at(ip(stage.backend)))
+            .seen(Hook::NodeIngress, &answer, REVERSE, &reversed)
+            .by(UPLINK)
+            .sent(Sent::Neighbour(UPLINK))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::stage::{
     GONE_ABORT, GONE_RESET, HAIRPIN_FORWARD, HAIRPIN_REVERSE, ICMP_ERROR, NEW_FLOW, PROTOCOLS,
-    REVERSE, RST, STAGES, Stage, at, host, ip, port_unreachable, reply_to, with_port,
+    REVERSE, RST, STAGES, Stage, at, header_of, host, ip, port_unreachable, reply_to, with_port,
 };
 use crate::abi::{Port, Protocol};
 use crate::testing::{Frame, Icmp, Memory, Scene, Sent, Skb};
@@ -123,12 +123,6 @@ fn error_from_the_client(stage: Stage, protocol: Protocol, has_node: bool) -> Sc
     .from_client(&answer, HAIRPIN_REVERSE, &got.turned())
     .from_client(&error, ICMP_ERROR, &expected)
     .sent(Sent::Out(Skb::DEVICE))
-}
-
-/// The IP header and eight bytes.
-fn header_of(frame: &Frame) -> Vec<u8> {
-    let header = if frame.src.is_ipv4() { 20 } else { 40 };
-    frame.packet()[..header + 8].to_vec()
 }
 
 fn pieces(stage: Stage, protocol: Protocol, has_node: bool) -> Scene {

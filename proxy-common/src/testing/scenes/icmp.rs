@@ -20,7 +20,7 @@ pub(super) fn scenes() -> Vec<Scene> {
                 cut(stage, protocol),
             ]);
         }
-        scenes.extend([no_error(stage), zero_checksum(stage)]);
+        scenes.extend([no_error(stage), zero_checksum(stage), in_pieces(stage)]);
     }
     for protocol in PROTOCOLS {
         scenes.extend([behind_options(protocol), behind_extensions(protocol)]);
@@ -221,6 +221,38 @@ fn no_error(stage: Stage) -> Scene {
         let message = Icmp::new([kind, 0], stage.router, &host(stage.client), quote.clone());
         scene.passes_to_client(&message, Pass::UnrelatedError)
     })
+}
+
+/// An error in pieces cannot be judged, and a later piece only looks like one.
+fn in_pieces(stage: Stage) -> Scene {
+    let (scene, sent, translated) = under_way(stage, Protocol::Udp, "errors in pieces");
+    let error = Icmp::new(
+        port_unreachable(&sent),
+        stage.router,
+        &host(stage.client),
+        beginning(&translated, 8),
+    );
+    // More fragments, and eight bytes into the message.
+    [[0x20, 0], [0, 1]]
+        .into_iter()
+        .fold(scene, |scene, [high, low]| {
+            let piece = if stage.family == "IPv4" {
+                let mut bytes = error.bytes();
+                bytes[20..22].copy_from_slice(&[high, low]);
+                bytes
+            } else {
+                let extension = Extension {
+                    kind: 44,
+                    content: vec![0, low << 3 | high >> 5, 0, 0, 0, 9],
+                };
+                Icmp {
+                    extensions: vec![extension],
+                    ..error.clone()
+                }
+                .bytes()
+            };
+            scene.passes_to_client(piece, Pass::OtherProtocol)
+        })
 }
 
 /// The quoted packet and the error itself have options.

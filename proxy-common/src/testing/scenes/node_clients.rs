@@ -1,14 +1,13 @@
 //! What this node's own processes send to Services, and what they get back.
 
-use super::site::{
-    HOST, KINDS, Kind, LOOPBACK, MAPPED, MTU, POD, UPLINK, entering, mac, place, site,
-};
+mod refusals;
+
+use super::site::{HOST, KINDS, Kind, LOOPBACK, MAPPED, POD, UPLINK, entering, mac, place, site};
 use super::stage::{
-    FORWARD, GONE_ABORT, GONE_RESET, ICMP_ERROR, NEW_FLOW, NO_ENDPOINT_RESET,
-    NO_ENDPOINT_UNREACHABLE, NO_SERVICE, PROTOCOLS, REVERSE, RST, RST_ACK, STAGES, Stage, at, host,
-    ip, port_unreachable, reply_to, unreachable, with_port,
+    FORWARD, ICMP_ERROR, NEW_FLOW, NO_SERVICE, PROTOCOLS, REVERSE, STAGES, Stage, at, header_of,
+    host, port_unreachable, with_port,
 };
-use crate::abi::{Drop, Pass, Port, Protocol, Reply, SettingsFlags, Side, Verdict};
+use crate::abi::{Drop, Pass, Port, Protocol, SettingsFlags, Side, Verdict};
 use crate::datapath::Hook;
 use crate::testing::{Frame, Icmp, Memory, Scene, Sent};
 
@@ -17,7 +16,7 @@ const PASS: Verdict = Verdict::Pass(NO_SERVICE);
 const NO_ROUTE: Verdict = Verdict::Drop(Drop::NoRoute);
 
 pub(super) fn scenes() -> Vec<Scene> {
-    let mut scenes = Vec::new();
+    let mut scenes = refusals::scenes();
     for stage in STAGES {
         for protocol in PROTOCOLS {
             for kind in KINDS {
@@ -34,17 +33,13 @@ pub(super) fn scenes() -> Vec<Scene> {
             scenes.extend([
                 same_source(stage, protocol),
                 source_in_use(stage, protocol),
+                pretender(stage, protocol),
                 delivered(stage, protocol),
                 no_host_device(stage, protocol),
                 unknown_device(stage, protocol),
-                refused(stage, protocol),
-                errors(stage, protocol),
-                errors_within_the_node(stage, protocol),
-                too_long(stage, protocol),
                 answers_of_pods(stage, protocol),
             ]);
         }
-        scenes.extend([gone(stage, Protocol::Tcp), gone(stage, Protocol::Sctp)]);
     }
     scenes
 }
@@ -227,7 +222,8 @@ fn to_a_pod_here(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
 fn from_loopback(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
     let mut flow = process(stage, protocol, kind);
     flow.client = loopback(stage);
-    let (opening, answer) = (flow.opening(), flow.answer());
+    // As it is seen on lo: both link-layer addresses are zero, and yet it has not been delivered.
+    let (opening, answer) = (entering(&flow.opening(), LOOPBACK), flow.answer());
     let what = format!("{kind:?} from a loopback address");
     Scene::new(title(stage, protocol, &what), flow.memory.clone())
         .leaves(LOOPBACK, &opening, NEW_FLOW, &flow.forward(&opening))
@@ -326,8 +322,38 @@ fn source_in_use(stage: Stage, protocol: Protocol) -> Scene {
         .sent(Sent::In(UPLINK))
 }
 
+/// Who sends from the node's own address and port does not get its flow.
+fn pretender(stage: Stage, protocol: Protocol) -> Scene {
+    let mut flow = process(stage, protocol, Kind::ClusterIp);
+    flow.client = with_port(stage.uplink, 40_000);
+    flow.memory.settings.first_port = Port::new(40_000);
+    flow.memory.settings.last_port = Port::new(40_000);
+    let (opening, more) = (flow.opening(), flow.more());
+    let forward = |frame: &Frame| frame.between(&flow.client, stage.backend);
+    let answer = flow.answer().between(stage.backend, &flow.client);
+    let name = title(stage, protocol, "somebody pretends to be the node");
+    Scene::new(name, flow.memory.clone())
+        .leaves(UPLINK, &opening, NEW_FLOW, &forward(&opening))
+        .seen(
+            Hook::NodeIngress,
+            &opening,
+            Verdict::Drop(Drop::PortsExhausted),
+            [],
+        )
+        .by(UPLINK)
+        .leaves(UPLINK, &more, FORWARD, &forward(&more))
+        .seen(
+            Hook::NodeIngress,
+            &answer,
+            REVERSE,
+            &flow.reverse(&answer, UPLINK),
+        )
+        .by(UPLINK)
+        .sent(Sent::In(UPLINK))
+}
+
 /// A packet that Beeline lets in goes past the same program once more. It may look like one that
-/// opens a flow to a NodePort; from anybody else it does open one.
+/// opens a flow to a NodePort; from anybody else, or a pod, it does open one.
 fn delivered(stage: Stage, protocol: Protocol) -> Scene {
     let kind = Kind::NodePort;
     let memory = site(stage, protocol, kind, &[stage.local_backend]);
@@ -351,6 +377,13 @@ fn delivered(stage: Stage, protocol: Protocol) -> Scene {
             &almost.between(stage.outside, stage.local_backend),
         )
         .by(UPLINK)
+        .seen(
+            Hook::PodIngress,
+            &delivered.between(stage.client, &kind.dialled(stage)),
+            NEW_FLOW,
+            &delivered.between(stage.client, stage.local_backend),
+        )
+        .by(POD)
 }
 
 /// Its packets are routed as if they came in by `beeline0`.
@@ -390,157 +423,6 @@ fn unknown_device(stage: Stage, protocol: Protocol) -> Scene {
         .by(UPLINK)
 }
 
-fn refused(stage: Stage, protocol: Protocol) -> Scene {
-    let mut flow = process(stage, protocol, Kind::External);
-    flow.memory = site(stage, protocol, Kind::External, &[]);
-    let opening = flow.opening();
-    let (verdict, answer) = match protocol {
-        Protocol::Tcp => {
-            let reset = Frame {
-                flags: RST_ACK,
-                seq: 0,
-                ack: opening.seq + 1,
-                ..reply_to(&opening)
-            };
-            (NO_ENDPOINT_RESET, entering(&reset, HOST).bytes())
-        }
-        Protocol::Udp | Protocol::Sctp => {
-            let error = unreachable(&opening, opening.packet().len());
-            let error = Icmp {
-                from_mac: mac(HOST),
-                to_mac: mac(HOST),
-                ..error
-            };
-            (NO_ENDPOINT_UNREACHABLE, error.bytes())
-        }
-    };
-    let name = title(stage, protocol, "a Service without endpoints");
-    Scene::new(name, flow.memory.clone())
-        .seen(Hook::NodeEgress, &opening, verdict, answer)
-        .by(HOST)
-        .sent(Sent::In(HOST))
-        .change(|memory| {
-            let _beeline0 = memory.devices.remove(&HOST);
-        })
-        .seen(Hook::NodeEgress, &opening, NO_ROUTE, [])
-        .by(HOST)
-}
-
-fn gone(stage: Stage, protocol: Protocol) -> Scene {
-    let flow = process(stage, protocol, Kind::ClusterIp);
-    let more = flow.more();
-    let bare = reply_to(&more);
-    let (verdict, answer) = if protocol == Protocol::Tcp {
-        let reset = Frame {
-            flags: RST,
-            seq: more.ack,
-            ack: 0,
-            ..bare
-        };
-        (GONE_RESET, reset)
-    } else {
-        (GONE_ABORT, bare.with_payload([6, 1, 0, 4]))
-    };
-    flow.opened("a backend that is gone")
-        .change(move |memory| memory.remove_backends_at(ip(stage.backend)))
-        .seen(Hook::NodeEgress, &more, verdict, &entering(&answer, UPLINK))
-        .by(UPLINK)
-        .sent(Sent::In(UPLINK))
-}
-
-/// The IP header and eight bytes.
-fn quote(frame: &Frame) -> Vec<u8> {
-    let header = if frame.src.is_ipv4() { 20 } else { 40 };
-    frame.packet()[..header + 8].to_vec()
-}
-
-/// A router's reaches the process, as if it were the frontend's, and the process' the backend.
-fn errors(stage: Stage, protocol: Protocol) -> Scene {
-    let flow = process(stage, protocol, Kind::ClusterIp);
-    let (opening, answer) = (flow.opening(), flow.answer());
-    let kind = port_unreachable(&opening);
-    let error = |from: &str, to: &str, about: &Frame| Icmp::new(kind, from, to, quote(about));
-    let in_by_uplink = |error: Icmp| Icmp {
-        from_mac: mac(UPLINK),
-        to_mac: mac(UPLINK),
-        ..error
-    };
-    let got = answer.between(&flow.dialled, &flow.client);
-    flow.opened("errors go both ways")
-        .seen(
-            Hook::NodeIngress,
-            &error(stage.router, stage.uplink, &flow.forward(&opening)),
-            ICMP_ERROR,
-            &in_by_uplink(error(&host(&flow.dialled), stage.node, &opening)),
-        )
-        .by(UPLINK)
-        .sent(Sent::In(UPLINK))
-        .leaves(
-            UPLINK,
-            &error(stage.node, &host(&flow.dialled), &got),
-            ICMP_ERROR,
-            &error(stage.uplink, &host(stage.backend), &answer),
-        )
-        .change(|memory| memory.devices.clear())
-        .seen(
-            Hook::NodeIngress,
-            &error(stage.router, stage.uplink, &flow.forward(&opening)),
-            NO_ROUTE,
-            [],
-        )
-        .by(UPLINK)
-}
-
-/// Nobody listens in the node itself.
-fn errors_within_the_node(stage: Stage, protocol: Protocol) -> Scene {
-    let kind = Kind::ClusterIp;
-    let server = &stage.server();
-    let memory = site(stage, protocol, kind, &[server]);
-    let (client, dialled) = (&stage.process(), &kind.dialled(stage));
-    let opening = stage.opening(protocol).between(client, dialled);
-    let forward = entering(&opening.between(client, server), LOOPBACK);
-    let what = port_unreachable(&opening);
-    let error = Icmp::new(what, stage.uplink, stage.node, quote(&forward));
-    let expected = Icmp {
-        from_mac: mac(UPLINK),
-        to_mac: mac(UPLINK),
-        ..Icmp::new(what, &host(dialled), stage.node, quote(&opening))
-    };
-    let name = title(stage, protocol, "an error from the node itself");
-    Scene::new(name, memory)
-        .seen(Hook::NodeEgress, &opening, NEW_FLOW, &forward)
-        .by(UPLINK)
-        .sent(Sent::In(LOOPBACK))
-        .seen(Hook::NodeEgress, &error, ICMP_ERROR, &expected)
-        .by(LOOPBACK)
-        .sent(Sent::In(UPLINK))
-}
-
-/// `lo` takes longer packets than the uplink does.
-fn too_long(stage: Stage, protocol: Protocol) -> Scene {
-    let flow = process(stage, protocol, Kind::NodePort);
-    let more = flow.more();
-    let first = more.payload.first().copied().unwrap_or_default();
-    let long = more.with_payload([vec![first], vec![0; 2_000]].concat());
-    let kind = if stage.family == "IPv4" {
-        [3, 4]
-    } else {
-        [2, 0]
-    };
-    let error = Icmp {
-        kind,
-        parameter: MTU,
-        from_mac: mac(LOOPBACK),
-        to_mac: mac(LOOPBACK),
-        ..unreachable(&long, 72)
-    };
-    let what = Verdict::Reply(Reply::TooLong);
-    flow.opened("a packet for lo is too long for the uplink")
-        .seen(Hook::NodeEgress, &long, what, &error)
-        .by(LOOPBACK)
-        .sent(Sent::In(LOOPBACK))
-}
-
 /// An outside client that keeps its address: the answer of the pod here leaves by the uplink, from
 /// the address that was dialled, by the stack.
 fn answers_of_pods(stage: Stage, protocol: Protocol) -> Scene {
@@ -558,7 +440,7 @@ fn answers_of_pods(stage: Stage, protocol: Protocol) -> Scene {
     let reversed = answer.between(dialled, stage.outside);
     let client = host(stage.outside);
     let error = |from: &str, about: &Frame| {
-        Icmp::new(port_unreachable(&opening), from, &client, quote(about))
+        Icmp::new(port_unreachable(&opening), from, &client, header_of(about))
     };
     let forward = opening.between(stage.outside, stage.local_backend);
     let name = title(stage, protocol, "answers to others leave through it");

@@ -250,3 +250,9 @@ pub(super) fn unreachable(frame: &Frame, quoted: usize) -> Icmp {
 pub(super) fn port_unreachable(frame: &Frame) -> [u8; 2] {
     if frame.src.is_ipv4() { [3, 3] } else { [1, 4] }
 }
+
+/// The IP header and eight bytes.
+pub(super) fn header_of(frame: &Frame) -> Vec<u8> {
+    let header = if frame.src.is_ipv4() { 20 } else { 40 };
+    frame.packet()[..header + 8].to_vec()
+}

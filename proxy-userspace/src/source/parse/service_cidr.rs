@@ -5,12 +5,9 @@ use k8s_openapi::api::networking::v1 as k8s;
 
 use super::{Errors, Item, Parsed, address, each};
 
-/// The ranges of a ServiceCIDR (rule R186). None of ours is one that is being deleted: no new
-/// address comes from it.
+/// The ranges of a ServiceCIDR (rule R186). One that is being deleted stays until it is gone: it
+/// waits for the Services that have addresses of it.
 pub fn service_cidr(object: &k8s::ServiceCIDR) -> Parsed<Vec<IpNet>> {
-    if object.metadata.deletion_timestamp.is_some() {
-        return Parsed::NOT_OURS;
-    }
     let mut errors = Errors::default();
     let spec = object.spec.as_ref();
     let ranges = each(spec.and_then(|spec| spec.cidrs.as_ref()))

@@ -441,7 +441,7 @@ fn service_cidrs() {
         (
             "{metadata: {name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}, \
               spec: {cidrs: [10.96.0.0/12]}}",
-            "none",
+            "10.96.0.0/12",
         ),
     ];
     check(
