@@ -86,8 +86,9 @@ pub(super) fn gone<P: Packet, T: Tables>(
 /// Answers a packet that is too long for the device that leads to where it should go (RFC 1191;
 /// RFC 4443, 3.2).
 ///
-/// The device that the packet comes from may still complete its checksum, in a place where the
-/// length would stand (see above); such a packet is dropped.
+/// The device that the answer goes to may still complete the packet's checksum, in a place where
+/// the length would stand (see above); such a packet is dropped. An answer to this node itself
+/// meets no device.
 #[inline(always)]
 pub(super) fn too_long<P: Packet, T: Tables>(
     packet: &mut P,
@@ -96,7 +97,8 @@ pub(super) fn too_long<P: Packet, T: Tables>(
     hook: Hook,
     mtu: u32,
 ) -> Verdict {
-    if headers.fragment() != Fragment::Whole || is_partial(packet, headers) {
+    let is_completed = hook != Hook::NodeEgress && is_partial(packet, headers);
+    if headers.fragment() == Fragment::Later || is_completed {
         return Verdict::Drop(Drop::TooLong);
     }
     let kind = match headers.family() {
