@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use proxy_common::abi::Family;
-use xtask::testbed::{Layout, REMOTE_NODE_NAME, in_namespace};
+use xtask::testbed::{Layout, Offload, REMOTE_NODE_NAME, in_namespace, set_offload};
 
 use crate::client::{Connection, PATIENCE, transfer, transfer_while, udp, udp_echo};
 use crate::path_mtu::{long_datagrams_get_through, tcp_learns_the_mtu, udp_learns_the_mtu};
@@ -177,4 +177,64 @@ fn a_narrow_link_behind_a_node_port_is_found_out() {
 #[test]
 fn a_narrow_link_behind_a_node_port_is_found_out_with_a_bridge() {
     a_narrow_link_is_found_out(Layout::Bridge, 1400);
+}
+
+/// The tunnel's: what VXLAN leaves of 1500 bytes.
+const TUNNEL_MTU: u32 = 1450;
+
+/// As flannel does it: what goes to pods of the other node goes by VXLAN.
+fn dig_tunnel(world: &World) {
+    let remote = &world.testbed.remote().unwrap().namespace;
+    let ends = [
+        (world.node(), ["172.18.0.2", "172.19.0.2"], 1, 2),
+        (remote, ["172.19.0.2", "172.18.0.2"], 2, 1),
+    ];
+    for (namespace, [local, remote], own, other) in ends {
+        let peers = other - 1;
+        namespace
+            .ip([
+                format!(
+                    "link add tunnel mtu {TUNNEL_MTU} type vxlan id 7 local {local} remote {remote} \
+                     dstport 4789 dev eth0"
+                ),
+                format!("address add 172.21.0.{own}/24 dev tunnel"),
+                format!("address add fd00:172:21::{own}/64 dev tunnel nodad"),
+                "link set tunnel up".to_owned(),
+                format!("route add 10.244.{peers}.0/24 via 172.21.0.{other}"),
+                format!("route add fd00:10:244:{peers}::/64 via fd00:172:21::{other}"),
+            ])
+            .unwrap();
+    }
+    let is_edge =
+        |status: &serde_json::Value| status["node_devices"].to_string().contains("tunnel");
+    world
+        .daemon
+        .wait_until("the tunnel is an edge", is_edge)
+        .unwrap();
+}
+
+#[test]
+fn a_tunnel_behind_a_node_port_is_found_out() {
+    let world = World::new(Layout::Bridge, 1500, &[]);
+    dig_tunnel(&world);
+    let [_, far, _] = world.services();
+    // Only what a device has received is complete; a veth pair saves itself the trouble.
+    let client = &world.client.namespace;
+    set_offload(client, "eth0", Offload::TransmitChecksum, false).unwrap();
+    for (namespace, kinds) in [
+        (client, [Kind::NodePort, Kind::Vip]),
+        (&world.pod.namespace, [Kind::NodePort, Kind::Vip]),
+        (world.node(), [Kind::ClusterIp, Kind::Vip]),
+    ] {
+        for kind in kinds {
+            for family in Family::ALL {
+                let address = far.at(kind, family);
+                long_datagrams_get_through(namespace, address);
+                in_namespace(namespace, || {
+                    transfer(&Connection::open(address).unwrap(), 4 * MIB).unwrap();
+                });
+                udp_learns_the_mtu(namespace, address, TUNNEL_MTU);
+            }
+        }
+    }
 }
