@@ -88,9 +88,10 @@ struct Closed<'a> {
 impl Closed<'_> {
     /// Every client has to hear `expected` from an address.
     fn check(&mut self, what: &str, address: SocketAddr, expected: ErrorKind, knocks: &[Knock]) {
-        let patience = match expected {
-            ErrorKind::TimedOut => SILENCE,
-            _ => PATIENCE,
+        let patience = if expected == ErrorKind::TimedOut {
+            SILENCE
+        } else {
+            PATIENCE
         };
         for (who, namespace) in clients(self.world) {
             for knock in knocks {
