@@ -178,6 +178,30 @@ impl Testbed {
         self.add_pod(remote, name, &PodOptions::default())
     }
 
+    /// The remote node, if there is one.
+    pub fn remote(&self) -> Option<&Node> {
+        self.remote.get()
+    }
+
+    /// Adds a machine that is no node, in a network of its own beyond the outside router. `net`
+    /// (20 to 255) is a byte of its addresses. To its processes it is like a pod, but the device
+    /// is the router's.
+    ///
+    /// # Errors
+    /// If a command fails, or there is a machine of that name or number.
+    pub fn machine(&self, name: &str, net: u8) -> Result<Pod> {
+        let _making = traces::making();
+        let namespace = Namespace::create(&self.id.namespace(name))?;
+        connect(&self.outside, &namespace, name, net, 1500)?;
+        Ok(Pod {
+            name: name.to_owned(),
+            namespace,
+            ipv4: Ipv4Addr::new(172, net, 0, 2),
+            ipv6: network_v6(net, 2),
+            device: name.to_owned(),
+        })
+    }
+
     fn add_pod(&self, node: &Node, name: &str, options: &PodOptions) -> Result<Pod> {
         let _making = traces::making();
         let namespace = Namespace::create(&self.id.namespace(name))?;
@@ -247,26 +271,48 @@ fn make_folders(id: &traces::Id) -> Result<()> {
     .with_context(|| format!("mount bpffs at {}", id.bpffs().display()))
 }
 
-/// Connects a node to the outside router. `net` is a byte of the addresses between them.
+/// Connects a node to the outside router.
 fn link(outside: &Namespace, node: &Node, name: &str, net: u8, mtu: u32) -> Result<()> {
-    let inside = node.namespace.name();
+    connect(outside, &node.namespace, name, net, mtu)?;
+    outside.ip([
+        format!("route add {} via 172.{net}.0.2", node.pod_range_v4()),
+        format!(
+            "route add {} via {}",
+            node.pod_range_v6(),
+            network_v6(net, 2)
+        ),
+    ])
+}
+
+/// Connects a namespace to the outside router. `net` is a byte of the addresses between them.
+fn connect(outside: &Namespace, inner: &Namespace, name: &str, net: u8, mtu: u32) -> Result<()> {
+    let inside = inner.name();
+    let [router, own] = [1, 2].map(|host| network_v6(net, host));
     outside.ip([
         format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"),
         format!("address add 172.{net}.0.1/24 dev {name}"),
-        format!("address add fd00:172:{net}::1/64 dev {name} nodad"),
+        format!("address add {router}/64 dev {name} nodad"),
         format!("link set {name} up"),
     ])?;
-    node.namespace.ip([
+    inner.ip([
         format!("address add 172.{net}.0.2/24 dev eth0"),
-        format!("address add fd00:172:{net}::2/64 dev eth0 nodad"),
+        format!("address add {own}/64 dev eth0 nodad"),
         "link set eth0 up".to_owned(),
         format!("route add default via 172.{net}.0.1"),
-        format!("route add default via fd00:172:{net}::1"),
-    ])?;
-    outside.ip([
-        format!("route add {} via 172.{net}.0.2", node.pod_range_v4()),
-        format!("route add {} via fd00:172:{net}::2", node.pod_range_v6()),
+        format!("route add default via {router}"),
     ])?;
     outside.wait_for_devices(&[name])?;
-    node.namespace.wait_for_devices(&["eth0"])
+    inner.wait_for_devices(&["eth0"])
+}
+
+/// An IPv6 address between the outside router and a machine: its third group reads like the
+/// second number of the IPv4 address.
+fn network_v6(net: u8, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x172, as_read(net), 0, 0, 0, 0, host)
+}
+
+/// The group that reads in hexadecimal like a number in decimal.
+fn as_read(number: u8) -> u16 {
+    let [hundreds, tens, ones] = [number / 100, number / 10 % 10, number % 10].map(u16::from);
+    hundreds << 8 | tens << 4 | ones
 }

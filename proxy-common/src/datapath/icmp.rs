@@ -132,10 +132,14 @@ fn rewrite<P: Packet>(
 ) -> Option<()> {
     let inside = rewrite_quoted(packet, quoted, flow)?;
     let (from, error) = (&quoted.key.tuple, &outer.key.tuple);
-    let src = if error.src == from.dst {
-        &flow.to.src
-    } else {
+    // A router on the way keeps its name where the stack forwards the error. Past the stack the
+    // error may come to that very router again, or in by a device that does not lead there: both
+    // would refuse it.
+    let keeps_sender = Exit::from_number(flow.exit) == Exit::Stack && error.src != from.dst;
+    let src = if keeps_sender {
         &error.src
+    } else {
+        &flow.to.src
     };
     let dst = if error.dst == from.src {
         &flow.to.dst

@@ -30,6 +30,30 @@ fn from_shared_port(kind: Type, protocol: Protocol, server: SocketAddr) -> Socke
     socket
 }
 
+/// Talks to two Services with one backend from one port, over every protocol. Both have to answer
+/// in the backend's name.
+pub(crate) fn shared_connections(servers: [SocketAddr; 2], backend: &str) {
+    let tcp = |server| from_shared_port(Type::STREAM, Protocol::TCP, server).into();
+    let mut streams = servers.map(|server| Connection::greet(tcp(server)).unwrap());
+    let udp = |server| from_shared_port(Type::DGRAM, Protocol::UDP, server).into();
+    let sockets = servers.map(udp);
+    for round in 0..100_u8 {
+        for (at, stream) in streams.iter_mut().enumerate() {
+            stream.echo(&[round, at as u8]).unwrap();
+        }
+        for (at, socket) in sockets.iter().enumerate() {
+            let said = udp_echo(socket, &[round, at as u8]).unwrap();
+            assert!(said.starts_with(backend), "{said}");
+        }
+    }
+    let mut associations =
+        servers.map(|server| sctp::Association::open(CLIENT_PORT, server, PATIENCE).unwrap());
+    for association in &mut associations {
+        let said = association.exchange(b"hello").unwrap();
+        assert!(said.starts_with(backend.as_bytes()) && said.ends_with(b"\nhello"));
+    }
+}
+
 #[test]
 fn flows_from_one_port_to_two_services_with_one_backend_stay_apart() {
     for layout in Layout::ALL {
@@ -42,25 +66,7 @@ fn flows_from_one_port_to_two_services_with_one_backend_stay_apart() {
         cluster.apply(&other);
         for family in Family::ALL {
             let servers = [cluster.service.address(family), other.address(family)];
-            cluster.client.run(|| {
-                let tcp = |server| from_shared_port(Type::STREAM, Protocol::TCP, server).into();
-                let mut streams = servers.map(|server| Connection::greet(tcp(server)).unwrap());
-                let udp = |server| from_shared_port(Type::DGRAM, Protocol::UDP, server).into();
-                let sockets = servers.map(udp);
-                for round in 0..100_u8 {
-                    for (at, stream) in streams.iter_mut().enumerate() {
-                        stream.echo(&[round, at as u8]).unwrap();
-                    }
-                    for (at, socket) in sockets.iter().enumerate() {
-                        assert_eq!(udp_echo(socket, &[round, at as u8]).unwrap(), "web-0");
-                    }
-                }
-                let mut associations = servers
-                    .map(|server| sctp::Association::open(CLIENT_PORT, server, PATIENCE).unwrap());
-                for association in &mut associations {
-                    assert_eq!(association.exchange(b"hello").unwrap(), b"web-0\nhello");
-                }
-            });
+            cluster.client.run(|| shared_connections(servers, "web-0"));
         }
     }
 }

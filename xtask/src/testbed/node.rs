@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use anyhow::Result;
 use proxy_common::abi::Family;
 
+use super::as_read;
 use super::device::{Offload, set_offload};
 use super::namespace::{Namespace, in_namespace};
 use super::server::{Serve, Server};
@@ -89,7 +90,15 @@ impl Pod {
     /// # Errors
     /// The port is taken.
     pub fn serve(&self, what: Serve, port: u16) -> Result<Server> {
-        Server::start(self, what, port)
+        Server::start(self, what, port, false)
+    }
+
+    /// The same, but behind its name the server says at which address it sees the client.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn serve_as_witness(&self, what: Serve, port: u16) -> Result<Server> {
+        Server::start(self, what, port, true)
     }
 }
 
@@ -153,9 +162,16 @@ impl Node {
 
     /// Its last group reads like the last number of the IPv4 address.
     fn ipv6(&self, host: u8) -> Ipv6Addr {
-        let [hundreds, tens, ones] = [host / 100, host / 10 % 10, host % 10].map(u16::from);
-        let last = hundreds << 8 | tens << 4 | ones;
-        Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, last)
+        Ipv6Addr::new(
+            0xfd00,
+            0x10,
+            0x244,
+            self.number.into(),
+            0,
+            0,
+            0,
+            as_read(host),
+        )
     }
 
     /// Connects a namespace to this node as a pod.

@@ -40,15 +40,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server at both addresses of a pod. When this returns, it listens.
-    pub(super) fn start(pod: &Pod, what: Serve, port: u16) -> Result<Self> {
+    /// Starts a server at both addresses of a pod, which tells clients where it sees them if it
+    /// `is_witness`. When this returns, it listens.
+    pub(super) fn start(pod: &Pod, what: Serve, port: u16, is_witness: bool) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let namespace = pod.namespace.clone();
-        let name: Arc<str> = pod.name.as_str().into();
+        let name = Name {
+            pod: pod.name.as_str().into(),
+            is_witness,
+        };
         let addresses = [IpAddr::V4(pod.ipv4), IpAddr::V6(pod.ipv6)];
         let thread = std::thread::Builder::new()
-            .name(format!("{name}:{port}"))
+            .name(format!("{}:{port}", name.pod))
             .spawn(move || {
                 let result = namespace::enter(&namespace).and_then(|()| runtime());
                 let serving = result.and_then(|runtime| {
@@ -57,7 +61,9 @@ impl Server {
                         let address = SocketAddr::new(address, port);
                         runtime
                             .block_on(listen(&mut tasks, what, address, &name))
-                            .with_context(|| format!("{what:?} server {name} at {address}"))?;
+                            .with_context(|| {
+                                format!("{what:?} server {} at {address}", name.pod)
+                            })?;
                     }
                     Ok((runtime, tasks))
                 });
@@ -68,7 +74,7 @@ impl Server {
                         tokio::select! {
                             _ = stopped => {}
                             Some(Ok(Err(error))) = tasks.join_next() => {
-                                eprintln!("server {name} at port {port}: {error}");
+                                eprintln!("server {} at port {port}: {error}", name.pod);
                             }
                         }
                     }),
@@ -104,15 +110,33 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("start tokio")
 }
 
+/// What a server calls itself.
+#[derive(Clone, Debug)]
+struct Name {
+    pod: Arc<str>,
+    /// The client's address follows.
+    is_witness: bool,
+}
+
+impl Name {
+    fn told_to(&self, client: IpAddr) -> Arc<str> {
+        if self.is_witness {
+            format!("{} {client}", self.pod).into()
+        } else {
+            Arc::clone(&self.pod)
+        }
+    }
+}
+
 type Tasks = JoinSet<io::Result<()>>;
 
 async fn listen(
     tasks: &mut Tasks,
     what: Serve,
     address: SocketAddr,
-    name: &Arc<str>,
+    name: &Name,
 ) -> io::Result<()> {
-    let name = Arc::clone(name);
+    let name = name.clone();
     match what {
         Serve::Http => {
             tasks.spawn(accept(TcpListener::bind(address).await?, name, http));
@@ -120,19 +144,21 @@ async fn listen(
         Serve::Echo => {
             tasks.spawn(accept(
                 TcpListener::bind(address).await?,
-                Arc::clone(&name),
+                name.clone(),
                 echo,
             ));
-            let answer = move |datagram: &[u8]| Some(named(&name, datagram));
+            let answer =
+                move |datagram: &[u8], client| Some(named(&name.told_to(client), datagram));
             tasks.spawn(datagrams(UdpSocket::bind(address).await?, answer));
         }
         Serve::Dns => {
             tasks.spawn(accept(
                 TcpListener::bind(address).await?,
-                Arc::clone(&name),
+                name.clone(),
                 dns_stream,
             ));
-            let answer = move |datagram: &[u8]| dns::answer(datagram, &name);
+            let answer =
+                move |datagram: &[u8], client| dns::answer(datagram, &name.told_to(client));
             tasks.spawn(datagrams(UdpSocket::bind(address).await?, answer));
         }
         Serve::Sctp => match sctp::Listener::bind(address)? {
@@ -141,7 +167,7 @@ async fn listen(
                 tasks.spawn(accept(listener, name, sctp_messages));
             }
             sctp::Listener::Raw(socket) => {
-                let answer = move |message: &[u8]| named(&name, message);
+                let answer = move |message: &[u8], client| named(&name.told_to(client), message);
                 tasks.spawn(sctp::serve_raw(socket, answer));
             }
         },
@@ -155,7 +181,7 @@ fn named(name: &str, message: &[u8]) -> Vec<u8> {
 
 async fn accept<F>(
     listener: TcpListener,
-    name: Arc<str>,
+    name: Name,
     serve: fn(TcpStream, Arc<str>) -> F,
 ) -> io::Result<()>
 where
@@ -163,8 +189,8 @@ where
 {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await?;
-        connections.spawn(serve(stream, Arc::clone(&name)));
+        let (stream, client) = listener.accept().await?;
+        connections.spawn(serve(stream, name.told_to(client.ip())));
         // A connection that ends with an error is the client's to notice.
         while connections.try_join_next().is_some() {}
     }
@@ -228,14 +254,17 @@ async fn sctp_messages(mut stream: TcpStream, name: Arc<str>) -> io::Result<()> 
     }
 }
 
-async fn datagrams(socket: UdpSocket, answer: impl Fn(&[u8]) -> Option<Vec<u8>>) -> io::Result<()> {
+async fn datagrams(
+    socket: UdpSocket,
+    answer: impl Fn(&[u8], IpAddr) -> Option<Vec<u8>>,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         // Errors are those of earlier answers: a client that has gone.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        if let Some(answer) = answer(&buffer[..length])
+        if let Some(answer) = answer(&buffer[..length], client.ip())
             && let Err(error) = socket.send_to(&answer, client).await
         {
             eprintln!("answer to {client}: {error}");

@@ -183,7 +183,7 @@ fn free_port() -> u16 {
 /// Serves until it is dropped: answers each message with one that `answer` makes of it.
 pub(in super::super) async fn serve(
     socket: Socket,
-    answer: impl Fn(&[u8]) -> Vec<u8>,
+    answer: impl Fn(&[u8], IpAddr) -> Vec<u8>,
 ) -> io::Result<()> {
     let port = socket.address.port();
     let door = Door::new(port);
@@ -218,7 +218,7 @@ fn handle(
     guests: &mut BTreeMap<(IpAddr, u16), Association>,
     packet: Packet,
     guest: IpAddr,
-    answer: &impl Fn(&[u8]) -> Vec<u8>,
+    answer: &impl Fn(&[u8], IpAddr) -> Vec<u8>,
 ) -> Vec<Packet> {
     let key = (guest, packet.source);
     if !guests
@@ -237,7 +237,7 @@ fn handle(
     };
     let reply = association.handle(packet);
     while let Some(message) = association.receive() {
-        association.send(&answer(&message));
+        association.send(&answer(&message, guest));
     }
     let replies = reply.into_iter().chain(association.due()).collect();
     if matches!(association.state(), State::Closed | State::Aborted) {

@@ -102,7 +102,7 @@ fn errors(stage: Stage, protocol: Protocol) -> Scene {
             Hook::NodeIngress,
             &error(stage.router, stage.uplink, &flow.forward(&opening)),
             ICMP_ERROR,
-            &in_by_uplink(error(stage.router, stage.node, &opening)),
+            &in_by_uplink(error(&host(&flow.dialled), stage.node, &opening)),
         )
         .by(UPLINK)
         .sent(Sent::In(UPLINK))

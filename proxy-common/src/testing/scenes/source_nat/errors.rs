@@ -33,14 +33,15 @@ fn error_from_a_router(stage: Stage, protocol: Protocol) -> Scene {
     } else {
         [2, 0]
     };
-    let error = |to: &str, about: &Frame| Icmp {
+    let error = |from: &str, to: &str, about: &Frame| Icmp {
         parameter: 1_400,
-        ..Icmp::new(kind, stage.router, to, header_of(about))
+        ..Icmp::new(kind, from, to, header_of(about))
     };
     flow.opened("a router's error reaches the client").arrives(
-        &error(stage.uplink, &flow.forward(&opening)),
+        &error(stage.router, stage.uplink, &flow.forward(&opening)),
         ICMP_ERROR,
-        &error(&host(stage.outside), &opening),
+        // In the frontend's name: the router itself may be the next hop.
+        &error(&host(&flow.dialled), &host(stage.outside), &opening),
     )
 }
 
