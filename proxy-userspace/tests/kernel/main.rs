@@ -5,6 +5,7 @@
 mod changes;
 mod cli;
 mod client;
+mod closed_doors;
 mod cluster;
 mod departures;
 mod every_address;

@@ -120,7 +120,10 @@ fn cleanup_leaves_nothing(world: &World) {
             .unwrap();
         assert!(!routes.contains("proto 190"), "{routes}");
     }
-    assert_eq!(node.get("net/ipv4/conf/lo/accept_local").unwrap(), "0");
+    for sysctl in ["accept_local", "route_localnet"] {
+        let value = node.get(&format!("net/ipv4/conf/lo/{sysctl}")).unwrap();
+        assert_eq!(value, "0", "{sysctl}");
+    }
     let pins = std::fs::read_dir(world.testbed.bpffs()).unwrap();
     let names = pins.map(|it| it.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|it| it.contains("beeline")).count(), 0);

@@ -15,7 +15,7 @@ const HEALTHZ: u16 = 10_256;
 const METRICS: u16 = 10_249;
 
 /// Status and body, `None` if nobody listens.
-fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();

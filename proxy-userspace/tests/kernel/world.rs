@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use proxy_common::abi::Family;
@@ -23,7 +24,7 @@ use crate::cluster::{TARGET_PORT, beeline};
 /// The node's second address: its last number.
 const SECONDARY: u8 = 77;
 /// The node's second addresses, with the lengths of their networks.
-pub(crate) const SECONDARY_ADDRESSES: [&str; 2] = ["172.18.0.77/24", "fd00:172:18::77/64"];
+const SECONDARY_ADDRESSES: [&str; 2] = ["172.18.0.77/24", "fd00:172:18::77/64"];
 
 /// The ranges of cluster IPs.
 pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
@@ -96,10 +97,14 @@ impl Endpoint {
         }
     }
 
+    fn address(&self, family: Family) -> IpAddr {
+        self.addresses[family_index(family)]
+    }
+
     fn to_json(&self, family: Family) -> Value {
         let terminating = self.terminating;
         json!({
-            "addresses": [self.addresses[family_index(family)]],
+            "addresses": [self.address(family)],
             "nodeName": self.node,
             "conditions": { "ready": !terminating, "serving": true, "terminating": terminating },
         })
@@ -149,6 +154,10 @@ impl Service {
 
     pub(crate) const fn node_port(&self) -> u16 {
         30_000 + self.number as u16
+    }
+
+    pub(crate) const fn health_check_port(&self) -> u16 {
+        31_000 + self.number as u16
     }
 
     fn ips(&self, kind: Kind) -> [IpAddr; 2] {
@@ -384,10 +393,28 @@ impl World {
         write(&self.testbed, service);
         let ready = |family| {
             let ready = service.endpoints.iter().filter(|it| !it.terminating);
-            let addresses = ready.map(|it| it.addresses[family_index(family)].to_string());
+            let addresses = ready.map(|it| it.address(family).to_string());
             addresses.collect::<BTreeSet<_>>()
         };
         self.wait_until_in_force(service, &|family| Some(ready(family)));
+    }
+
+    /// The same with the external traffic policy Local, and a health check.
+    pub(crate) fn apply_local(&self, service: &Service) {
+        write_local(&self.testbed, service);
+        let all = |family| {
+            let addresses = service
+                .endpoints
+                .iter()
+                .map(|it| it.address(family).to_string());
+            addresses.collect::<BTreeSet<_>>()
+        };
+        self.wait_until_in_force(service, &|family| Some(all(family)));
+    }
+
+    /// Writes an object to a file of the manifests.
+    pub(crate) fn write(&self, name: &str, object: &Value) {
+        put(&self.testbed, name, object);
     }
 
     /// Deletes a Service and waits until it has no address left.
@@ -475,16 +502,31 @@ pub(crate) fn witness(pod: &Pod) -> [Server; 2] {
     [Serve::Echo, Serve::Sctp].map(|what| pod.serve_as_witness(what, TARGET_PORT).unwrap())
 }
 
-fn file(testbed: &Testbed, service: &Service) -> std::path::PathBuf {
+fn file(testbed: &Testbed, service: &Service) -> PathBuf {
     testbed.manifests().join(format!("{}.json", service.name))
 }
 
 /// Writes a Service and its EndpointSlices to the manifests, in place of what was there.
 fn write(testbed: &Testbed, service: &Service) {
+    put_service(testbed, service, service.to_json());
+}
+
+fn write_local(testbed: &Testbed, service: &Service) {
+    let mut object = service.to_json();
+    object["spec"]["externalTrafficPolicy"] = "Local".into();
+    object["spec"]["healthCheckNodePort"] = service.health_check_port().into();
+    put_service(testbed, service, object);
+}
+
+fn put_service(testbed: &Testbed, service: &Service, object: Value) {
     let slices = Family::ALL.map(|family| service.slice(family));
-    let items = [slices.to_vec(), vec![service.to_json()]].concat();
+    let items = [slices.to_vec(), vec![object]].concat();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    let draft = testbed.manifests().join(format!(".{}", service.name));
-    std::fs::write(&draft, list.to_string()).unwrap();
-    std::fs::rename(&draft, file(testbed, service)).unwrap();
+    put(testbed, &format!("{}.json", service.name), &list);
+}
+
+fn put(testbed: &Testbed, name: &str, object: &Value) {
+    let draft = testbed.manifests().join(format!(".{name}.draft"));
+    std::fs::write(&draft, object.to_string()).unwrap();
+    std::fs::rename(&draft, testbed.manifests().join(name)).unwrap();
 }

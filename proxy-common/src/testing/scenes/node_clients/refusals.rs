@@ -85,7 +85,7 @@ fn gone(stage: Stage, protocol: Protocol) -> Scene {
         .sent(Sent::In(UPLINK))
 }
 
-/// A router's reaches the process, and the process' the backend.
+/// A router's reaches the process, as if it were the frontend's, and the process' the backend.
 fn errors(stage: Stage, protocol: Protocol) -> Scene {
     let flow = process(stage, protocol, Kind::ClusterIp);
     let (opening, answer) = (flow.opening(), flow.answer());
