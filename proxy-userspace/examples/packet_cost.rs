@@ -27,7 +27,12 @@ use proxy_common::testing::Frame;
 const ROUNDS: usize = 300;
 /// Packets in a turn.
 const PACKETS: u32 = 2_000;
-const PROGRAMS: [(&str, Side); 2] = [("pod_ingress", Side::Ingress), ("pod_egress", Side::Egress)];
+const PROGRAMS: [(&str, Side); 4] = [
+    ("pod_ingress", Side::Ingress),
+    ("pod_egress", Side::Egress),
+    ("node_ingress", Side::Ingress),
+    ("node_egress", Side::Egress),
+];
 
 /// A packet to send through a program again and again.
 struct Case {

@@ -215,17 +215,18 @@ impl Devices {
         let mut links: Vec<_> = self.links.values().collect();
         links.sort_by_key(|link| {
             let index = link.device.index;
-            let is_pod = self
-                .edges
-                .get(&index)
-                .is_some_and(|(_, role)| *role == Role::PodEdge);
-            let is_remote = link.kind.leads_elsewhere() && !is_pod;
+            let is_remote = link.kind.leads_elsewhere() && !self.leads_to_pod(index);
             (!self.uplinks.contains(&index), !is_remote, index)
         });
         links
             .into_iter()
             .map(|link| self.local_device(link))
             .collect()
+    }
+
+    fn leads_to_pod(&self, index: u32) -> bool {
+        let edge = self.edges.get(&index);
+        edge.is_some_and(|(_, role)| *role == Role::PodEdge)
     }
 
     fn local_device(&self, link: &Link) -> LocalDevice {
@@ -246,6 +247,7 @@ impl Devices {
             mac: link.mac,
             addresses: addresses.into_iter().map(|assigned| assigned.ip).collect(),
             is_loopback: link.kind == LinkKind::Loopback,
+            leads_to_pod: self.leads_to_pod(link.device.index),
         }
     }
 

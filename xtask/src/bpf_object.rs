@@ -1,5 +1,7 @@
 //! What can be said of a BPF object without a kernel.
 
+mod stack;
+
 use std::collections::HashSet;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +19,8 @@ const LICENCES: [&str; 6] = [
 ];
 
 /// Checks that the loader can read the object, that nothing in it is left to be resolved, and
-/// that it has programs, a licence that the kernel's helpers accept, and BTF.
+/// that it has programs, a licence that the kernel's helpers accept, BTF, and room on the stack of
+/// every kernel.
 ///
 /// # Errors
 /// The first of these that is not so.
@@ -35,7 +38,15 @@ pub(crate) fn check(bytes: &[u8]) -> Result<()> {
         .keys()
         .map(|(section, _)| *section)
         .collect::<HashSet<usize>>();
-    object.relocate_calls(&text).context("a call leads nowhere")
+    object
+        .relocate_calls(&text)
+        .context("a call leads nowhere")?;
+    for (name, program) in &object.programs {
+        let function = object.functions.get(&program.function_key());
+        let instructions = &function.context("no function")?.instructions;
+        stack::check(instructions).with_context(|| format!("program {name}"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -33,17 +33,28 @@ pub(super) fn translate<P: Packet, T: Tables>(
     if parse_quoted(packet, outer, &mut quoted).is_none() {
         return false;
     }
-    let answer = FlowKey {
-        tuple: quoted.key.tuple.swapped(),
-        ..quoted.key
-    };
-    let translated = tables.with_flow(&answer, |flow| {
-        *verdict = match translate_by(packet, tables, hook, outer, &quoted, flow) {
-            Ok(()) => Verdict::Rewrite(Rewrite::IcmpError),
-            Err(reason) => Verdict::Drop(reason),
-        };
+    let translated = tables.with_draft(|draft| {
+        turn(&quoted.key, &mut draft.answer);
+        tables.with_flow(&draft.answer, |flow| {
+            *verdict = match translate_by(packet, tables, hook, outer, &quoted, flow) {
+                Ok(()) => Verdict::Rewrite(Rewrite::IcmpError),
+                Err(reason) => Verdict::Drop(reason),
+            };
+        })
     });
-    translated.is_some()
+    translated.flatten().is_some()
+}
+
+/// Makes `answer` the key of what answers `asked`.
+#[inline(always)]
+fn turn(asked: &FlowKey, answer: &mut FlowKey) {
+    answer.tuple.src = asked.tuple.dst;
+    answer.tuple.dst = asked.tuple.src;
+    answer.tuple.src_port = asked.tuple.dst_port;
+    answer.tuple.dst_port = asked.tuple.src_port;
+    answer.protocol = asked.protocol;
+    answer.side = asked.side;
+    answer._pad = 0;
 }
 
 /// Rewrites the error and sends it where the packets go that it would be among. `flow` is the

@@ -132,11 +132,12 @@ struct TrafficArgs {
     /// limited, loopback addresses never accept.
     #[arg(long, value_name = "RANGE,…", default_value = "primary", value_parser = parsed::<NodePortAddresses>)]
     nodeport_addresses: NodePortAddresses,
-    /// How clients are told to be pods of this node.
-    #[arg(long, value_enum, value_name = "MODE", default_value = "ClusterCIDR")]
-    detect_local_mode: DetectArg,
+    /// How clients are told to be pods of this node. If not given: ClusterCIDR with --cluster-cidr,
+    /// else PodDevices.
+    #[arg(long, value_enum, value_name = "MODE")]
+    detect_local_mode: Option<DetectArg>,
     /// The range of all pods' addresses, at most one for each family: what the mode ClusterCIDR
-    /// goes by. If not given: no client is taken for a pod.
+    /// goes by. In a family without range no client is taken for a pod.
     #[arg(long, value_name = "RANGE,…", value_parser = cluster_cidrs)]
     cluster_cidr: Option<ClusterCidrs>,
     /// The bridge of this node's pods, with --detect-local-mode BridgeInterface.
@@ -191,6 +192,9 @@ enum DetectArg {
     /// By the name of the device that their packets come in by
     #[value(name = "InterfaceNamePrefix")]
     InterfaceNamePrefix,
+    /// By a device of --pod-devices that their packets come in by
+    #[value(name = "PodDevices")]
+    PodDevices,
 }
 
 /// At most one of each family. A type of its own: clap takes a list for several values.
@@ -200,7 +204,7 @@ struct ClusterCidrs(Vec<IpNet>);
 impl TrafficArgs {
     /// Why these arguments do not belong together, if they do not.
     fn conflict(&self) -> Option<&'static str> {
-        let mode = self.detect_local_mode;
+        let mode = self.mode();
         let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let has_bridge = is_set(&self.pod_bridge_interface);
         let has_prefix = is_set(&self.pod_interface_name_prefix);
@@ -226,9 +230,18 @@ impl TrafficArgs {
         conflict.map(|(_, message)| message)
     }
 
+    fn mode(&self) -> DetectArg {
+        match (self.detect_local_mode, &self.cluster_cidr) {
+            (Some(mode), _) => mode,
+            (None, Some(_)) => DetectArg::ClusterCidr,
+            (None, None) => DetectArg::PodDevices,
+        }
+    }
+
     fn detect_local(&self) -> DetectLocal {
         let name = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
-        match self.detect_local_mode {
+        match self.mode() {
+            DetectArg::PodDevices => DetectLocal::PodDevices,
             DetectArg::ClusterCidr => {
                 let ranges = self.cluster_cidr.clone();
                 DetectLocal::ClusterCidr(ranges.map(|ranges| ranges.0).unwrap_or_default())

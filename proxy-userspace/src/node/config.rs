@@ -39,7 +39,7 @@ impl NodeConfig {
         Self {
             name: name.into(),
             node_port_addresses: NodePortAddresses::Primary,
-            detect_local: DetectLocal::ClusterCidr(Vec::new()),
+            detect_local: DetectLocal::PodDevices,
             masquerade_all: false,
             source_nat: SourceNat::WhenNeeded,
             gone_backends: GoneBackends::Reset,
@@ -75,16 +75,20 @@ pub enum DetectLocal {
     /// By how the name of the device begins that the packet came in by; a port of a bridge counts
     /// by the bridge's name, too.
     InterfaceNamePrefix(Arc<str>),
+    /// By the device that the packet came in by: one that leads to a pod. kube-proxy, which knows no
+    /// devices, does not have it.
+    PodDevices,
 }
 
 impl DetectLocal {
-    /// The name of the mode, as kube-proxy has it.
+    /// The name of the mode, as kube-proxy has it if it does.
     pub const fn mode(&self) -> &'static str {
         match self {
             Self::ClusterCidr(_) => "ClusterCIDR",
             Self::NodeCidr => "NodeCIDR",
             Self::BridgeInterface(_) => "BridgeInterface",
             Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+            Self::PodDevices => "PodDevices",
         }
     }
 }
@@ -220,7 +224,7 @@ impl fmt::Display for DetectLocal {
                 f.write_str(" ")?;
                 join(f, ranges)
             }
-            Self::NodeCidr => Ok(()),
+            Self::NodeCidr | Self::PodDevices => Ok(()),
             Self::BridgeInterface(name) | Self::InterfaceNamePrefix(name) => write!(f, " {name}"),
         }
     }

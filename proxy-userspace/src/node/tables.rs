@@ -32,6 +32,8 @@ pub struct LocalDevice {
     pub addresses: Vec<IpAddr>,
     /// Whether it is the loopback device.
     pub is_loopback: bool,
+    /// Whether a pod is behind it.
+    pub leads_to_pod: bool,
 }
 
 /// What the maps are to hold.
@@ -119,7 +121,9 @@ pub fn node_port_ranges(
 fn flags(config: &NodeConfig, pods: &[IpNet], has_service_cidrs: bool) -> SettingsFlags {
     let detects = |family| pods.iter().any(|range| family_of(range) == family);
     let detects_by_device = match config.detect_local {
-        DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => true,
+        DetectLocal::BridgeInterface(_)
+        | DetectLocal::InterfaceNamePrefix(_)
+        | DetectLocal::PodDevices => true,
         DetectLocal::ClusterCidr(_) | DetectLocal::NodeCidr => false,
     };
     [
@@ -151,7 +155,9 @@ fn local_pods(detect: &DetectLocal, node: Option<&Node>) -> Vec<IpNet> {
     let ranges = match detect {
         DetectLocal::ClusterCidr(ranges) => ranges.as_slice(),
         DetectLocal::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),
-        DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => &[],
+        DetectLocal::BridgeInterface(_)
+        | DetectLocal::InterfaceNamePrefix(_)
+        | DetectLocal::PodDevices => &[],
     };
     let first = |family| ranges.iter().find(|range| family_of(range) == family);
     Family::ALL.into_iter().filter_map(first).copied().collect()
@@ -292,6 +298,7 @@ fn leads_to_pods(detect: &DetectLocal, device: &LocalDevice) -> bool {
     match detect {
         DetectLocal::BridgeInterface(bridge) => names.any(|name| name == bridge),
         DetectLocal::InterfaceNamePrefix(prefix) => names.any(|name| name.starts_with(&**prefix)),
+        DetectLocal::PodDevices => device.leads_to_pod,
         DetectLocal::ClusterCidr(_) | DetectLocal::NodeCidr => false,
     }
 }

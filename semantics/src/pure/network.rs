@@ -174,6 +174,7 @@ impl Network {
             mac: mac(index),
             addresses: Vec::new(),
             is_loopback: false,
+            leads_to_pod: false,
         };
         let uplink = LocalDevice {
             addresses: self
@@ -191,6 +192,7 @@ impl Network {
             mtu: 65_536,
             mac: [0; 6],
             is_loopback: true,
+            leads_to_pod: false,
             ..device(LOOPBACK, "lo")
         };
         let others = self

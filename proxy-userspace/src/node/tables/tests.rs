@@ -29,6 +29,7 @@ fn device(index: u32, name: &str, addresses: &str) -> LocalDevice {
         mac: [2, 0, 0, 0, 0, 1],
         addresses: ips(addresses),
         is_loopback: name == "lo",
+        leads_to_pod: name.starts_with("cali"),
     }
 }
 
@@ -205,7 +206,7 @@ fn detection(detect_local: DetectLocal, node: Option<&Node>) -> (SettingsFlags, 
 
 #[test]
 fn local_pods_are_told_by_the_configured_mode() {
-    use DetectLocal::{BridgeInterface, ClusterCidr, InterfaceNamePrefix, NodeCidr};
+    use DetectLocal::{BridgeInterface, ClusterCidr, InterfaceNamePrefix, NodeCidr, PodDevices};
     const V4: SettingsFlags = SettingsFlags::DETECT_V4;
     const V6: SettingsFlags = SettingsFlags::DETECT_V6;
     const DEVICE: SettingsFlags = SettingsFlags::DETECT_DEVICE;
@@ -225,6 +226,7 @@ fn local_pods_are_told_by_the_configured_mode() {
         (InterfaceNamePrefix("cali".into()), DEVICE, "", vec![12]),
         (InterfaceNamePrefix("veth".into()), DEVICE, "", vec![11]),
         (InterfaceNamePrefix("cni".into()), DEVICE, "", vec![10, 11]),
+        (PodDevices, DEVICE, "", vec![12]),
     ];
     for (mode, flags, networks, devices) in cases {
         let shown = mode.to_string();
@@ -301,6 +303,7 @@ fn settings_follow_the_configuration() {
         SettingsFlags::KEEP_GONE,
         SettingsFlags::ADOPT_MID_FLOW,
         SettingsFlags::SERVICE_CIDRS,
+        SettingsFlags::DETECT_DEVICE,
     ];
     let expected = expected
         .into_iter()
@@ -310,8 +313,9 @@ fn settings_follow_the_configuration() {
         (settings.first_port.number(), settings.last_port.number()),
         (2000, 3000)
     );
-    assert_eq!(
-        tables(&config(), None, &[], &[], 0).settings,
-        Settings::DEFAULT
-    );
+    let by_default = Settings {
+        flags: SettingsFlags::DETECT_DEVICE,
+        ..Settings::DEFAULT
+    };
+    assert_eq!(tables(&config(), None, &[], &[], 0).settings, by_default);
 }
