@@ -2,7 +2,7 @@
 
 mod stack;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use aya_obj::Object;
@@ -41,7 +41,8 @@ pub(crate) fn check(bytes: &[u8]) -> Result<()> {
     object
         .relocate_calls(&text)
         .context("a call leads nowhere")?;
-    for (name, program) in &object.programs {
+    let programs: BTreeMap<_, _> = object.programs.iter().collect();
+    for (name, program) in programs {
         let function = object.functions.get(&program.function_key());
         let instructions = &function.context("no function")?.instructions;
         stack::check(instructions).with_context(|| format!("program {name}"))?;
