@@ -7,7 +7,7 @@ mod packet;
 mod raw;
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use proxy_common::abi::Family;
@@ -36,6 +36,10 @@ impl Association {
     /// Opens an association from `port` (0: any) to a server. Nothing that it does may take
     /// longer than `patience` each.
     ///
+    /// It has one address at this end. The kernel would offer all of them, and the server would
+    /// try the others behind the translation's back, where nobody knows it: the ABORT that it gets
+    /// ends the association (RFC 9260, 5.4 and 8.4).
+    ///
     /// # Errors
     /// [`io::ErrorKind::ConnectionRefused`] if the other side says so or an ICMP error does,
     /// [`io::ErrorKind::TimedOut`] if there is no answer.
@@ -44,10 +48,8 @@ impl Association {
             return Self::open_raw(port, server, patience);
         }
         let socket = kernel_socket(Family::of(server.ip()))?;
-        if port != 0 {
-            socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddr::new(unspecified(server.ip()), port).into())?;
-        }
+        socket.set_reuse_address(port != 0)?;
+        socket.bind(&SocketAddr::new(address_towards(server)?, port).into())?;
         socket.connect_timeout(&server.into(), patience)?;
         socket.set_read_timeout(Some(patience))?;
         socket.set_write_timeout(Some(patience))?;
@@ -139,9 +141,9 @@ fn kernel_socket(family: Family) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn unspecified(like: IpAddr) -> IpAddr {
-    match like {
-        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    }
+/// The address from which packets to `server` are sent.
+fn address_towards(server: SocketAddr) -> io::Result<IpAddr> {
+    let probe = UdpSocket::bind((Family::of(server.ip()).unspecified(), 0))?;
+    probe.connect(server)?;
+    Ok(probe.local_addr()?.ip())
 }

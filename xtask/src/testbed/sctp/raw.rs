@@ -9,9 +9,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::abi::Family;
 use socket2::{Domain, Protocol, Type};
 
+use super::MESSAGE;
 use super::association::{Answer, Association, Door, State};
 use super::packet::{Packet, Unusable};
-use super::{MESSAGE, unspecified};
 
 /// After this long without an answer a packet is sent again.
 const RESEND: Duration = Duration::from_millis(300);
@@ -85,7 +85,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn open(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
         let port = if port == 0 { free_port() } else { port };
-        let socket = Socket::bind(SocketAddr::new(unspecified(server.ip()), port))?;
+        let socket = Socket::bind(SocketAddr::new(Family::of(server.ip()).unspecified(), port))?;
         socket.report_errors()?;
         let mut client = Self {
             socket,
