@@ -44,19 +44,9 @@ impl BackendFlags {
     pub const IN_LOCAL_SET: Self = Self(1 << 1);
     /// It is a member of the cluster set (rule R31).
     pub const IN_CLUSTER_SET: Self = Self(1 << 2);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(BackendFlags);
 
 /// What a backend is good for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

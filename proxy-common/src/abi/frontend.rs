@@ -133,16 +133,6 @@ impl FrontendFlags {
     pub const EXTERNAL: Self = Self(1 << 2);
     /// New connections are taken from `SOURCE_RANGES` of the service only (rules R102 to R104).
     pub const SOURCE_RANGES: Self = Self(1 << 3);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(FrontendFlags);

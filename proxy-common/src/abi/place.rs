@@ -22,24 +22,9 @@ impl AddressFlags {
     pub const NODE: Self = Self(1 << 2);
     /// Assigned to this node and accepts NodePorts (rule R86).
     pub const NODE_PORTS: Self = Self(1 << 3);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether no bit is set.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(AddressFlags);
 
 /// Key of the map `NETWORKS`, a longest-prefix trie.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
@@ -65,19 +50,9 @@ impl NetworkFlags {
     pub const SERVICES: Self = Self(1);
     /// Its addresses are local pods' (rule R51, modes ClusterCIDR and NodeCIDR).
     pub const LOCAL_PODS: Self = Self(1 << 1);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(NetworkFlags);
 
 /// Key of the map `SOURCE_RANGES`, a longest-prefix trie (rules R102 to R105). Values are 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
@@ -120,10 +95,6 @@ impl DeviceFlags {
     /// What comes in by it is from a local pod (rule R51, modes BridgeInterface and
     /// InterfaceNamePrefix).
     pub const LOCAL_PODS: Self = Self(1);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
+
+bit_set!(DeviceFlags);

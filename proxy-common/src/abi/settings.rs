@@ -49,19 +49,9 @@ impl SettingsFlags {
     pub const KEEP_GONE: Self = Self(1 << 6);
     /// `NETWORKS` holds ServiceCIDRs, whose unallocated addresses are dropped (rule R16).
     pub const SERVICE_CIDRS: Self = Self(1 << 7);
-
-    /// Whether all bits of `other` are set.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(SettingsFlags);
 
 impl Settings {
     /// Ports below Linux' default ephemeral range (32768 to 60999) and the NodePorts (30000 to
