@@ -41,6 +41,7 @@ pub mod limits;
 mod place;
 mod service;
 mod settings;
+mod socket;
 mod verdict;
 
 pub use addr::{Addr, Family, Port, Protocol};
@@ -53,6 +54,10 @@ pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope};
 pub use place::{AddressFlags, Device, DeviceFlags, NetworkFlags, NetworkKey, SourceRangeKey};
 pub use service::ServiceName;
 pub use settings::{Settings, SettingsFlags};
+pub use socket::{
+    DatagramKey, DatagramSide, Peer, PodFlags, SocketClient, SocketFlags, SocketRecord,
+    SocketSettings,
+};
 pub use verdict::{Drop, Pass, Reply, Rewrite, Verdict};
 
 /// Version of the map layouts. Pins live in a folder named after it.

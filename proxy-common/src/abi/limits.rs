@@ -33,3 +33,11 @@ pub const FRAGMENTS: u32 = 8_192;
 pub const CRC_SHIFTS: u32 = 65_536;
 /// Room in the per-CPU map of outcomes.
 pub const OUTCOMES: u32 = 64;
+/// Connected sockets that are pointed at a backend. 136 bytes each.
+pub const SOCKETS: u32 = 131_072;
+/// Correspondences of UDP sockets that are not connected, two records each. 160 bytes each.
+pub const DATAGRAMS: u32 = 65_536;
+/// Network namespaces of pods.
+pub const CLIENTS: u32 = 4_096;
+/// Pods' cgroups.
+pub const PODS: u32 = 4_096;

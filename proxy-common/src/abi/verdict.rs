@@ -57,6 +57,9 @@ reasons! {
         Tagged = "tagged",
         /// Delivered into this node by Beeline itself a moment ago.
         Delivered = "delivered",
+        /// A socket that dialled a Service and is not pointed at a backend: its packets are
+        /// translated where they leave.
+        ByPacket = "by-packet",
     }
 }
 
@@ -75,6 +78,10 @@ reasons! {
         HairpinReverse = "hairpin-reverse",
         /// An ICMP error whose quoted packet was translated.
         IcmpError = "icmp-error",
+        /// A socket that connects to a frontend, pointed at a backend.
+        Connect = "connect",
+        /// A datagram of a socket that is not connected, sent to a backend instead.
+        Datagram = "datagram",
     }
 }
 
@@ -95,6 +102,9 @@ reasons! {
         UnusedPortUnreachable = "unused-port-unreachable",
         /// Too long for the device by which it would leave: ICMP, with the length that fits.
         TooLong = "too-long",
+        /// A socket that dialled a Service without endpoints, or without this port:
+        /// `ECONNREFUSED`.
+        SocketRefused = "socket-refused",
     }
 }
 
