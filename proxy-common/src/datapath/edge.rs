@@ -189,8 +189,9 @@ fn fate<T: Tables>(tables: &T, headers: &Headers, flow: &Flow) -> Fate {
                 Fate::Lives
             }
         }
-        Some(_) | None => {
+        stale => {
             let keeps = tables.settings().flags.contains(SettingsFlags::KEEP_GONE);
+            let keeps = stale.map_or(keeps, |backend| backend.keeps(flow.generation, keeps));
             let may_move =
                 opens || (is_udp && (!keeps || black_box(may_move(tables, &headers.key))));
             match (may_move, keeps) {
