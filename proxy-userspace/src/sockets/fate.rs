@@ -1,11 +1,10 @@
 //! Which sockets have to leave their backends. Pure.
 //!
-//! It agrees with what becomes of flows that are translated packet by packet, but for two things
-//! that packets show and sockets do not: a UDP socket can't be moved in silence, so it is told
-//! where a flow would have moved; and a TCP socket that still waits for its first answer is told
-//! where a SYN would have opened a flow anew.
+//! It is what becomes of flows that are translated packet by packet, with other means: a socket is
+//! told where a flow would have moved, a TCP socket where its SYN would have opened a flow anew.
 
-use proxy_common::abi::{Backend, BackendState, Frontend, Protocol, SocketRecord};
+use proxy_common::abi::{Backend, Frontend, Protocol, SocketRecord};
+use proxy_common::datapath::fate::{Fate as Flow, of_client};
 
 use crate::node::GoneBackends;
 
@@ -35,25 +34,20 @@ pub(super) fn fate(
     may_move: impl FnOnce() -> bool,
 ) -> Fate {
     let is_udp = record.protocol == Protocol::Udp.number();
-    if backend.generation == record.generation {
-        let is_left = backend.state == BackendState::NotServing as u8
-            || backend.state == BackendState::Detached as u8;
-        return leaves(is_udp && is_left && may_move());
+    let keeps = || gone_backends == GoneBackends::Keep;
+    let backend = Some(backend);
+    let generation = record.generation;
+    if of_client(backend, generation, is_udp, false, keeps, may_move) != Flow::Lives {
+        return Fate::Leaves;
     }
-    let keeps = backend.keeps(record.generation, gone_backends == GoneBackends::Keep);
-    if is_udp {
-        leaves(!keeps || may_move())
-    } else if !keeps {
-        Fate::Leaves
-    } else if now.saturating_sub(record.last_seen) < CONNECTING {
+    let may_be_connecting = !is_udp && now.saturating_sub(record.last_seen) < CONNECTING;
+    if may_be_connecting
+        && of_client(backend, generation, is_udp, true, keeps, || false) != Flow::Lives
+    {
         Fate::LeavesIfConnecting
     } else {
         Fate::Stays
     }
-}
-
-fn leaves(does: bool) -> Fate {
-    if does { Fate::Leaves } else { Fate::Stays }
 }
 
 /// Whether who dials this frontend finds a backend.
@@ -65,7 +59,7 @@ pub(super) fn has_backend(frontend: &Frontend) -> bool {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use proxy_common::abi::{Addr, BackendFlags, Peer, Port};
+    use proxy_common::abi::{Addr, BackendFlags, BackendState, Peer, Port};
 
     use super::*;
 
