@@ -62,9 +62,7 @@ pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
         Err(answer) => answer,
     };
     // It may have been connected before.
-    if sockets.connected(dial.cookie).is_some() {
-        sockets.remove_connected(dial.cookie);
-    }
+    close(sockets, dial.cookie);
     if dial.protocol == Protocol::Udp {
         forget_answers(sockets, dial);
     }
@@ -76,10 +74,9 @@ pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
 pub fn send<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
     let dial = &dial.where_it_leads();
     if dial.is_connected
-        && let Some(record) = sockets.connected(dial.cookie)
-        && record.frontend == dial.to
+        && let Some(backend) = connected_to(sockets, dial)
     {
-        return Answer::Point(Rewrite::Datagram, record.backend);
+        return Answer::Point(Rewrite::Datagram, backend);
     }
     let dialled = dial.key(dial.to, DatagramSide::Dialled);
     if let Some(backend) = go_on(sockets, dial, &dialled) {
@@ -128,14 +125,15 @@ pub fn receive<S: Sockets>(
 /// Whom a socket that is connected to `to` dialled, if that was somebody else.
 #[inline(always)]
 pub fn peer<S: Sockets>(sockets: &S, cookie: u64, to: Peer) -> Option<Peer> {
-    let record = sockets.connected(cookie)?;
-    (record.backend == to).then_some(record.frontend)
+    sockets.with_connected(cookie, |record| {
+        (record.backend == to).then_some(record.frontend)
+    })?
 }
 
 /// A socket that is closed.
 #[inline(always)]
 pub fn close<S: Sockets>(sockets: &S, cookie: u64) {
-    if sockets.connected(cookie).is_some() {
+    if sockets.with_connected(cookie, |_| ()).is_some() {
         sockets.remove_connected(cookie);
     }
 }
@@ -186,6 +184,14 @@ impl Dial {
             _pad: 0,
         }
     }
+}
+
+/// The backend that the socket is pointed at, if it dials what it is connected to.
+#[inline(always)]
+fn connected_to<S: Sockets>(sockets: &S, dial: &Dial) -> Option<Peer> {
+    sockets.with_connected(dial.cookie, |record| {
+        (record.frontend == dial.to).then_some(record.backend)
+    })?
 }
 
 /// The backend of a correspondence that goes on.
