@@ -10,29 +10,18 @@ use std::ops::ControlFlow;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::getsockopt;
-use nix::{getsockopt_impl, sockopt_impl};
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::netlink;
+use crate::loader::netns_of;
 
 /// Where container runtimes and `ip netns` keep names of network namespaces.
 const NAMES: [&str; 2] = ["run/netns", "run/docker/netns"];
 
 /// The namespace that the calling thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
-
-sockopt_impl!(
-    /// Cookie of the network namespace that a socket belongs to (Linux 5.14).
-    NetnsCookie,
-    GetOnly,
-    libc::SOL_SOCKET,
-    libc::SO_NETNS_COOKIE,
-    u64
-);
 
 /// A network namespace that the calling thread is in at the moment.
 pub(super) struct Namespace {
@@ -120,19 +109,10 @@ fn enter(path: &Path, own: Id, seen: &mut BTreeSet<Id>) -> io::Result<Option<Nam
     setns(&file, CloneFlags::CLONE_NEWNET)?;
     let route = netlink::open(NETLINK_ROUTE)?;
     Ok(Some(Namespace {
-        cookie: cookie(&route)?,
+        cookie: netns_of(&route)?,
         is_own: id == own,
         route,
     }))
-}
-
-/// The cookie of the network namespace that a socket belongs to.
-fn cookie(socket: &Socket) -> io::Result<Option<u64>> {
-    match getsockopt(socket, NetnsCookie) {
-        Ok(cookie) => Ok(Some(cookie)),
-        Err(Errno::ENOPROTOOPT) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Files that may be network namespaces, many of them the same.
