@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::{Affinity, AffinityKey, DatagramKey, Flow, FlowKey, FlowState, Frontend, FrontendKey, SocketRecord};
+use proxy_common::abi::{
+    Affinity, AffinityKey, DatagramKey, Flow, FlowKey, FlowState, Frontend, FrontendKey,
+    SocketRecord,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::timeouts::{Timeouts, TimeoutsError};

@@ -59,26 +59,24 @@ pub fn of_client(
     keeps: impl FnOnce() -> bool,
     may_move: impl FnOnce() -> bool,
 ) -> Fate {
-    match backend {
-        Some(backend) if backend.generation == generation => {
-            let is_left = backend.state == BackendState::NotServing as u8
-                || backend.state == BackendState::Detached as u8;
-            if is_udp && is_left && may_move() {
-                Fate::Over
-            } else {
-                Fate::Lives
-            }
-        }
-        other => {
-            let keeps = keeps();
-            let keeps = other.map_or(keeps, |backend| backend.keeps(generation, keeps));
-            let is_over = opens || (is_udp && (!keeps || may_move()));
-            match (is_over, keeps) {
-                (true, _) => Fate::Over,
-                (false, true) => Fate::Lives,
-                (false, false) => Fate::Gone,
-            }
-        }
+    let current = backend.filter(|backend| backend.generation == generation);
+    let is_left = current.is_some_and(|backend| {
+        backend.state == BackendState::NotServing as u8
+            || backend.state == BackendState::Detached as u8
+    });
+    let keeps = current.is_none() && {
+        let keeps = keeps();
+        backend.map_or(keeps, |backend| backend.keeps(generation, keeps))
+    };
+    // Asked for in one place: the look-up is long.
+    let moves = is_udp && (is_left || keeps) && may_move();
+    match (current, keeps) {
+        _ if moves => Fate::Over,
+        (Some(_), _) => Fate::Lives,
+        (None, _) if opens => Fate::Over,
+        (None, true) => Fate::Lives,
+        (None, false) if is_udp => Fate::Over,
+        (None, false) => Fate::Gone,
     }
 }
 

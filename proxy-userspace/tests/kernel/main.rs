@@ -23,6 +23,7 @@ mod refusal;
 mod restart;
 mod sctp_sockets;
 mod shared_port;
+mod socket_departures;
 mod socket_option;
 mod spread;
 mod test_run;
