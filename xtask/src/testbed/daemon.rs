@@ -26,7 +26,8 @@ pub struct Beeline<'a> {
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
-    socket_lb: Option<&'static str>,
+    socket_lb: &'static str,
+    cgroup: PathBuf,
 }
 
 impl<'a> Beeline<'a> {
@@ -40,15 +41,26 @@ impl<'a> Beeline<'a> {
             binary,
             source,
             node_name: super::NODE_NAME.to_owned(),
-            socket_lb: None,
+            socket_lb: "off",
+            cgroup: testbed.cgroup().to_owned(),
         }
     }
 
-    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group.
+    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group; if it
+    /// is not called, `off`.
     #[must_use]
     pub fn socket_lb(self, which: &'static str) -> Self {
         Self {
-            socket_lb: Some(which),
+            socket_lb: which,
+            ..self
+        }
+    }
+
+    /// Has sockets served in another control group than the node's.
+    #[must_use]
+    pub fn in_cgroup(self, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            cgroup: folder.into(),
             ..self
         }
     }
@@ -80,12 +92,10 @@ impl<'a> Beeline<'a> {
     }
 
     fn socket_args(&self) -> Vec<OsString> {
-        let Some(which) = self.socket_lb else {
-            return Vec::new();
-        };
-        let args = ["--socket-lb", which, "--cgroup-path"].map(OsString::from);
-        let cgroup = self.testbed.cgroup().as_os_str().to_owned();
-        args.into_iter().chain([cgroup]).collect()
+        let args = ["--socket-lb", self.socket_lb, "--cgroup-path"].map(OsString::from);
+        args.into_iter()
+            .chain([self.cgroup.clone().into()])
+            .collect()
     }
 
     /// The file of the command.
