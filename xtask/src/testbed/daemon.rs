@@ -46,8 +46,7 @@ impl<'a> Beeline<'a> {
         }
     }
 
-    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group; if it
-    /// is not called, `off`.
+    /// Has these sockets of the node's control group served (`all`, `host`; `off` at first).
     #[must_use]
     pub fn socket_lb(self, which: &'static str) -> Self {
         Self {
@@ -91,11 +90,10 @@ impl<'a> Beeline<'a> {
         Self { source, ..self }
     }
 
-    fn socket_args(&self) -> Vec<OsString> {
-        let args = ["--socket-lb", self.socket_lb, "--cgroup-path"].map(OsString::from);
-        args.into_iter()
-            .chain([self.cgroup.clone().into()])
-            .collect()
+    fn socket_args(&self) -> [&OsStr; 4] {
+        let cgroup = self.cgroup.as_os_str();
+        let [option, path] = ["--socket-lb", "--cgroup-path"].map(OsStr::new);
+        [option, OsStr::new(self.socket_lb), path, cgroup]
     }
 
     /// The file of the command.
