@@ -5,6 +5,7 @@ mod flows;
 mod progress;
 mod run;
 mod services;
+mod sockets;
 mod status;
 mod table;
 
@@ -20,6 +21,7 @@ use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
 use crate::devices::routes::RouteError;
 use crate::loader::attach::AttachError;
+use crate::loader::cgroup::LinkError;
 use crate::loader::checks::CheckError;
 use crate::loader::lock::LockError;
 use crate::loader::pins::Pins;
@@ -54,6 +56,10 @@ enum Command {
     ///
     /// A flow is one conversation of a client with a Service.
     Flows(flows::FlowsArgs),
+    /// Show the sockets that are pointed at backends
+    ///
+    /// Their packets need no translation, so that they are no flows.
+    Sockets(sockets::SocketsArgs),
     /// Take everything of Beeline off this node
     ///
     /// Programs, maps and the daemon's files go. Connections through Services break.
@@ -122,6 +128,8 @@ enum Error {
     Route(#[from] RouteError),
     #[error(transparent)]
     Attach(#[from] AttachError),
+    #[error(transparent)]
+    SocketLink(#[from] LinkError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
     Running,
     #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
@@ -145,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => report(status::status(&paths, &args)),
         Command::Services(args) => report(services::services(&paths, &args)),
         Command::Flows(args) => report(flows::flows(&paths, &args)),
+        Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
         Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
     };
     match done {
@@ -243,11 +252,18 @@ mod tests {
             file("--feature-gates", "PreferSameTrafficDistribution=false"),
             file("--node-devices", "eth*,!eth1"),
             file("--service-cidr", "10.96.0.0/16"),
+            file("--socket-lb", "host"),
+            file("--cgroup-path", "/sys/fs/cgroup"),
+            file("--max-sockets", "10"),
         ] {
             assert!(Cli::read(arguments).is_ok(), "{arguments:?}");
         }
-        let [.., option, value] = file("--masquerade-all", "--masquerade-all=false");
-        for flag in [option, value] {
+        for flag in [
+            "--masquerade-all",
+            "--masquerade-all=false",
+            "--localhost-nodeports",
+            "--iptables-localhost-nodeports=false",
+        ] {
             let arguments = [
                 "beeline",
                 "run",
@@ -317,6 +333,8 @@ mod tests {
             &file("--source-ports", "80-90"),
             &file("--feature-gates", "SCTPSupport=true"),
             &file("--masquerade-all", "true"),
+            &file("--socket-lb", "none"),
+            &file("--max-datagrams", "0"),
         ] {
             let error = Cli::read(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");

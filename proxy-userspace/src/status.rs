@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::loader::attach::Method;
 use crate::model::Problem;
 use crate::node::NodeConfig;
+use crate::sockets::Counts;
 
 /// The state of the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -40,12 +41,26 @@ pub struct Status {
     pub node_devices: Vec<String>,
     /// The devices by which this node's own processes reach Services.
     pub host_devices: Vec<String>,
+    /// The socket edge.
+    pub socket_edge: SocketEdgeStatus,
     /// This node's addresses.
     pub node_addresses: Vec<NodeAddress>,
     /// How traffic is treated: options and their values.
     pub modes: BTreeMap<String, String>,
     /// Seconds that flows may be silent, by state.
     pub timeouts: BTreeMap<String, u32>,
+}
+
+/// The socket edge.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct SocketEdgeStatus {
+    /// Whose sockets are to be served, as `--socket-lb` says.
+    pub serves: String,
+    /// The cgroup whose sockets are served; `None`: nobody's are.
+    pub cgroup: Option<PathBuf>,
+    /// Sockets that left backends that were gone, since the daemon was started.
+    #[serde(default)]
+    pub left: Counts,
 }
 
 /// An address of this node.
@@ -89,6 +104,10 @@ pub fn modes(config: &NodeConfig) -> BTreeMap<String, String> {
         (
             "nodeport-addresses",
             every(config.node_port_addresses.to_string()),
+        ),
+        (
+            "localhost-nodeports",
+            config.localhost_node_ports.to_string(),
         ),
         ("detect-local-mode", config.detect_local.to_string()),
         ("masquerade-all", config.masquerade_all.to_string()),
@@ -225,6 +244,15 @@ mod tests {
             devices: vec!["veth1".to_owned()],
             node_devices: vec!["eth0".to_owned()],
             host_devices: vec!["beeline0".to_owned(), "lo".to_owned()],
+            socket_edge: SocketEdgeStatus {
+                serves: "all".to_owned(),
+                cgroup: Some("/sys/fs/cgroup".into()),
+                left: Counts {
+                    udp_closed: 1,
+                    udp_moved: 2,
+                    tcp_closed: 3,
+                },
+            },
             node_addresses: vec![NodeAddress {
                 address: "192.0.2.1".to_owned(),
                 node_ports: true,

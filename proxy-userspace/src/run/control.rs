@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::edges::View;
 use super::origin::Source;
+use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
 use super::unread::{Unread, lacks_slices};
 use super::{Options, at};
@@ -23,7 +24,8 @@ use crate::loader::attach::Method;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
-use crate::status::{self, LastSync, Status};
+use crate::sockets::{Counts, KeeperHandle};
+use crate::status::{self, LastSync, SocketEdgeStatus, Status};
 use crate::sync::{Report, Sync};
 
 /// Most events that are taken in before the maps follow.
@@ -69,6 +71,8 @@ pub(super) struct Control {
     written: Option<(Instant, Status)>,
     /// Dropped, it ends the collector.
     collector: Option<mpsc::Sender<Inquiry>>,
+    /// Looks after the sockets that are served, if any are.
+    keeper: Option<KeeperHandle>,
     /// Detached backends that the collector has been asked for.
     asked: Option<BTreeSet<u32>>,
     /// Which of them are in use.
@@ -106,6 +110,7 @@ impl Control {
             node_devices: Vec::new(),
             host_devices: Vec::new(),
             node_addresses: Vec::new(),
+            socket_edge: SocketEdgeStatus::default(),
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
@@ -132,16 +137,18 @@ impl Control {
             status,
             written: None,
             collector: None,
+            keeper: None,
             asked: None,
             answers: unbounded_channel(),
         })
     }
 
-    /// The same with devices to watch and records to collect.
+    /// The same with devices to watch, records to collect, and the socket edge.
     pub(super) fn with(
         mut self,
         view: watch::Receiver<Arc<View>>,
         collector: Collector,
+        socket_edge: SocketEdge,
     ) -> anyhow::Result<Self> {
         let (inquiries, inquired) = mpsc::channel();
         let collect = move || collector.run(&inquired);
@@ -149,6 +156,9 @@ impl Control {
             .name("conntrack-gc".to_owned())
             .spawn(collect);
         drop(thread.context("cannot start the collector of flow records")?);
+        self.vitals.problems.set("socket edge", socket_edge.problem);
+        self.status.socket_edge = socket_edge.status;
+        self.keeper = socket_edge.keeper;
         self.view = view;
         self.collector = Some(inquiries);
         Ok(self)
@@ -162,6 +172,8 @@ impl Control {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut trouble = self.vitals.problems.changes();
+        let none = watch::channel(Counts::default()).1;
+        let mut left = self.keeper.as_ref().map_or(none, KeeperHandle::counts);
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
@@ -173,13 +185,21 @@ impl Control {
                     taken?;
                     self.take(std::mem::take(&mut batch));
                 }
-                changed = self.view.changed() => changed.context("the monitor of devices ended")?,
+                changed = self.view.changed() => {
+                    changed.context("the monitor of devices ended")?;
+                    if let Some(keeper) = &self.keeper {
+                        keeper.devices_changed();
+                    }
+                }
                 Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = left.changed() => {
+                    self.status.socket_edge.left = *left.borrow_and_update();
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -399,6 +419,9 @@ impl Control {
         });
         if report.n_writes > 0 {
             self.retry = None;
+            if let Some(keeper) = &self.keeper {
+                keeper.backends_changed();
+            }
         }
         self.plan_retry(report.n_pending);
     }

@@ -2,6 +2,7 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod cgroups;
 mod changes;
 mod cli;
 mod client;
@@ -9,6 +10,7 @@ mod closed_doors;
 mod cluster;
 mod departures;
 mod every_address;
+mod foreign_program;
 mod fragments;
 mod hairpin;
 mod host_edge;
@@ -22,6 +24,8 @@ mod refusal;
 mod restart;
 mod sctp_sockets;
 mod shared_port;
+mod socket_departures;
+mod socket_edge;
 mod socket_option;
 mod spread;
 mod test_run;

@@ -26,6 +26,8 @@ pub struct Beeline<'a> {
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
+    socket_lb: &'static str,
+    cgroup: PathBuf,
 }
 
 impl<'a> Beeline<'a> {
@@ -39,6 +41,26 @@ impl<'a> Beeline<'a> {
             binary,
             source,
             node_name: super::NODE_NAME.to_owned(),
+            socket_lb: "off",
+            cgroup: testbed.cgroup().to_owned(),
+        }
+    }
+
+    /// Has these sockets of the node's control group served (`all`, `host`; `off` at first).
+    #[must_use]
+    pub fn socket_lb(self, which: &'static str) -> Self {
+        Self {
+            socket_lb: which,
+            ..self
+        }
+    }
+
+    /// Has sockets served in another control group than the node's.
+    #[must_use]
+    pub fn in_cgroup(self, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            cgroup: folder.into(),
+            ..self
         }
     }
 
@@ -66,6 +88,12 @@ impl<'a> Beeline<'a> {
         let args = ["--source", "kubernetes", "--kubeconfig"].map(OsString::from);
         let source = args.into_iter().chain([file.into().into()]).collect();
         Self { source, ..self }
+    }
+
+    fn socket_args(&self) -> [&OsStr; 4] {
+        let cgroup = self.cgroup.as_os_str();
+        let [option, path] = ["--socket-lb", "--cgroup-path"].map(OsStr::new);
+        [option, OsStr::new(self.socket_lb), path, cgroup]
     }
 
     /// The file of the command.
@@ -152,6 +180,7 @@ impl<'a> Beeline<'a> {
         command
             .args(&self.source)
             .args(["--node-name", &self.node_name])
+            .args(self.socket_args())
             .args(args)
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file);
