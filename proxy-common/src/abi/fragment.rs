@@ -22,7 +22,8 @@ pub struct FragmentKey {
     pub _pad: u16,
 }
 
-/// Value of the map `FRAGMENTS`.
+/// Value of the map `FRAGMENTS`. Nobody speaks from port 0 to port 0: see
+/// [`FragmentPorts::REFUSED`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct FragmentPorts {
@@ -30,4 +31,13 @@ pub struct FragmentPorts {
     pub src_port: Port,
     /// Destination port of the datagram.
     pub dst_port: Port,
+}
+
+impl FragmentPorts {
+    /// In place of the ports of a datagram whose first fragment was refused: the others are no use
+    /// to anybody.
+    pub const REFUSED: Self = Self {
+        src_port: Port::new(0),
+        dst_port: Port::new(0),
+    };
 }

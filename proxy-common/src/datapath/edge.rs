@@ -45,12 +45,16 @@ fn segment<P: Packet, T: Tables>(
     match look_up(packet, tables, headers, hook) {
         Some(Hit::Done(verdict)) => return verdict,
         Some(Hit::Gone) => return reply::gone(packet, tables, headers, hook),
-        Some(Hit::TooLong(mtu)) => return reply::too_long(packet, tables, headers, hook, mtu),
+        Some(Hit::TooLong(mtu)) => return too_long(packet, tables, headers, hook, mtu),
         Some(Hit::Over) => {
             let _was_there = tables.remove_flow(&headers.key);
         }
         None if headers.fragment() == Fragment::Later => {
-            return Verdict::Pass(Pass::UnknownFragment);
+            return if ports(headers) == FragmentPorts::REFUSED {
+                Verdict::Drop(Drop::TooLong)
+            } else {
+                Verdict::Pass(Pass::UnknownFragment)
+            };
         }
         None => {}
     }
@@ -67,9 +71,25 @@ fn segment<P: Packet, T: Tables>(
     match look_up(packet, tables, headers, hook) {
         Some(Hit::Done(Verdict::Rewrite(Rewrite::Forward))) => Verdict::Rewrite(Rewrite::NewFlow),
         Some(Hit::Done(verdict)) => verdict,
-        Some(Hit::TooLong(mtu)) => reply::too_long(packet, tables, headers, hook, mtu),
+        Some(Hit::TooLong(mtu)) => too_long(packet, tables, headers, hook, mtu),
         Some(Hit::Gone | Hit::Over) | None => Verdict::Drop(Drop::FlowTable),
     }
+}
+
+/// Refuses a packet that does not fit, and all later pieces of the same datagram: those that fit
+/// would wait for the others in the backend's memory, until there is no room for any datagram.
+#[inline(always)]
+fn too_long<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hook: Hook,
+    mtu: u32,
+) -> Verdict {
+    if headers.fragment() == Fragment::First {
+        let _kept = black_box(refuse_fragments(tables, headers));
+    }
+    reply::too_long(packet, tables, headers, hook, mtu)
 }
 
 /// Lets the packet's flow record decide, if there is one.
@@ -235,13 +255,22 @@ fn recall_fragment<T: Tables>(tables: &T, headers: &mut Headers) -> Result<(), P
 
 #[inline(never)]
 fn remember_fragment<T: Tables>(tables: &T, headers: &Headers) -> Result<(), Pass> {
-    let ports = FragmentPorts {
-        src_port: headers.key.tuple.src_port,
-        dst_port: headers.key.tuple.dst_port,
-    };
-    if tables.put_fragment(&fragment_key(headers), &ports) {
+    if tables.put_fragment(&fragment_key(headers), &ports(headers)) {
         Ok(())
     } else {
         Err(Pass::UnknownFragment)
+    }
+}
+
+#[inline(never)]
+fn refuse_fragments<T: Tables>(tables: &T, headers: &Headers) -> bool {
+    tables.put_fragment(&fragment_key(headers), &FragmentPorts::REFUSED)
+}
+
+#[inline(always)]
+const fn ports(headers: &Headers) -> FragmentPorts {
+    FragmentPorts {
+        src_port: headers.key.tuple.src_port,
+        dst_port: headers.key.tuple.dst_port,
     }
 }

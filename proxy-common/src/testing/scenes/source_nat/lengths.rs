@@ -67,7 +67,8 @@ fn too_long_back(stage: Stage, protocol: Protocol) -> Scene {
         .sent(Sent::Out(UPLINK))
 }
 
-/// The first piece is answered for all. SCTP can have pieces where no port changes.
+/// The first piece is answered for all, and none goes on, not even the last, which is short enough.
+/// SCTP can have pieces where no port changes.
 fn too_long_in_pieces(stage: Stage, protocol: Protocol) -> Scene {
     let mut flow = outside(stage, protocol);
     let port = at(&flow.dialled).port();
@@ -78,12 +79,13 @@ fn too_long_in_pieces(stage: Stage, protocol: Protocol) -> Scene {
     let source = with_port(stage.uplink, 40_000);
     let opening = flow.opening();
     let long = flow.more().with_payload(vec![1; 4_000]);
-    let (first, later) = (long.piece(4, 0, 1_600), long.piece(4, 1_600, 1_600));
+    let [first, later, last] = [0, 1_600, 3_200].map(|at| long.piece(4, at, 1_600));
     flow.scene("pieces that are too long")
         .arrives(&opening, NEW_FLOW, &opening.between(&source, &backend))
         .arrives(&first, TOO_LONG, &too_big(&first))
         .sent(Sent::Out(UPLINK))
         .vanishes(&later, Verdict::Drop(Drop::TooLong))
+        .vanishes(&last, Verdict::Drop(Drop::TooLong))
 }
 
 /// The device would complete a checksum where the length stands.
