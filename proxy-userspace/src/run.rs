@@ -94,7 +94,7 @@ async fn start(
     features: Features,
     method: Method,
 ) -> anyhow::Result<Node> {
-    let source = Source::start(&options.origin, options.node.name.clone()).await?;
+    let source = Source::start(&options.origin, options.node.name.clone(), false).await?;
     let Loaded {
         maps,
         programs,
