@@ -25,6 +25,7 @@ pub mod crc32c;
 mod edge;
 mod egress;
 mod exit;
+mod fate;
 pub mod find;
 mod hook;
 mod icmp;
@@ -35,13 +36,14 @@ pub mod parse;
 pub mod policy;
 mod reply;
 pub mod select;
+pub mod socket;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 pub use hook::Hook;
 pub use packet::{Origin, Packet, Route};
-pub use tables::{Claim, Count, Draft, Tables};
+pub use tables::{Claim, Count, Draft, Sockets, Tables};
 
 use crate::abi::Verdict;
 

@@ -1,5 +1,7 @@
 //! Safe wrappers over kernel helpers.
 
+use core::ffi::c_void;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{bpf_redirect, generated};
@@ -8,6 +10,48 @@ use aya_ebpf::helpers::{bpf_redirect, generated};
 /// and drops the branch not taken, so that older kernels never meet the unknown helper.
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(0);
+
+/// Whether the kernel lets programs at cgroups choose the error (5.18); as above.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u8> = Global::new(0);
+
+/// Lets the system call that the program watches over fail with `ECONNREFUSED`, if the kernel can.
+#[inline(always)]
+pub(crate) fn refuse_connection() -> bool {
+    const ECONNREFUSED: i32 = 111;
+    SET_RETVAL.load() != 0 && {
+        // SAFETY: no pointers.
+        unsafe { generated::bpf_set_retval(-ECONNREFUSED) == 0 }
+    }
+}
+
+/// The id of the cgroup of the running task, or of its ancestor at this depth; 0: it is not so deep.
+#[inline(always)]
+pub(crate) fn ancestor_cgroup(level: u32) -> u64 {
+    // SAFETY: no pointers.
+    unsafe { generated::bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
+/// The cookie of the network namespace of a socket at a cgroup's hook.
+#[inline(always)]
+pub(crate) fn netns_cookie(context: *mut c_void) -> u64 {
+    // SAFETY: the context of the running program.
+    unsafe { generated::bpf_get_netns_cookie(context) }
+}
+
+/// The cookie of the kernel's first network namespace.
+#[inline(always)]
+pub(crate) fn first_netns_cookie() -> u64 {
+    // SAFETY: no context stands for the first namespace.
+    unsafe { generated::bpf_get_netns_cookie(core::ptr::null_mut()) }
+}
+
+/// The cookie of a socket at a cgroup's hook.
+#[inline(always)]
+pub(crate) fn socket_cookie(context: *mut c_void) -> u64 {
+    // SAFETY: the context of the running program.
+    unsafe { generated::bpf_get_socket_cookie(context) }
+}
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, to within one tick where that is cheaper.
 #[inline(always)]

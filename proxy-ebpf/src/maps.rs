@@ -7,11 +7,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NetworkFlags, ServiceCounters, ServiceName, Settings,
-    Verdict, limits,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, ServiceCounters,
+    ServiceName, Settings, SocketClient, SocketFlags, SocketRecord, SocketSettings, Verdict,
+    limits,
 };
-use proxy_common::datapath::{Claim, Count, Draft, Tables};
+use proxy_common::datapath::{Claim, Count, Draft, Sockets, Tables};
 
 use crate::kernel;
 
@@ -56,6 +57,22 @@ static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(limits::OUTCOMES, 0);
 
+/// By socket cookie. Not LRU: nobody but its release ends a connection, and a socket for which
+/// there is no room is served by its packets.
+#[map]
+static SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(limits::SOCKETS, 0);
+#[map]
+static DATAGRAMS: LruHashMap<DatagramKey, SocketRecord> =
+    LruHashMap::with_max_entries(limits::DATAGRAMS, 0);
+/// By the cookie of a network namespace.
+#[map]
+static CLIENTS: HashMap<u64, SocketClient> = HashMap::with_max_entries(limits::CLIENTS, 0);
+/// By the id of a cgroup.
+#[map]
+static PODS: HashMap<u64, PodFlags> = HashMap::with_max_entries(limits::PODS, 0);
+#[map]
+static SOCKET_SETTINGS: Array<SocketSettings> = Array::with_max_entries(1, 0);
+
 /// A service port and an address: the data of a key of `SOURCE_RANGES`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -64,7 +81,14 @@ struct Ranged(u32, Addr);
 /// Never used: an array always has its entries. The compiler cannot know.
 static DEFAULT_SETTINGS: Settings = Settings::DEFAULT;
 
-/// Counts what was decided about a packet. Returns how often that was so before, on this CPU.
+/// Likewise.
+static DEFAULT_SOCKET_SETTINGS: SocketSettings = SocketSettings {
+    node_netns: 0,
+    flags: SocketFlags::NONE,
+    pod_levels: 0,
+};
+
+/// Counts what was decided about a packet or a socket. Returns how often that was so before, on this CPU.
 #[inline(always)]
 pub(crate) fn count_outcome(verdict: Verdict) -> u64 {
     let Some(counter) = OUTCOMES.get_ptr_mut(verdict.index()) else {
@@ -212,6 +236,69 @@ impl Tables for Maps {
         }
         counters.packets += 1;
         counters.bytes += u64::from(bytes);
+    }
+}
+
+impl Sockets for Maps {
+    #[inline(always)]
+    fn socket_settings(&self) -> &SocketSettings {
+        entry(SOCKET_SETTINGS.get_ptr(0)).unwrap_or(&DEFAULT_SOCKET_SETTINGS)
+    }
+
+    #[inline(never)]
+    fn pod(&self) -> Option<PodFlags> {
+        /// Deeper than any cgroup of a pod.
+        const DEPTHS: u32 = 16;
+        let levels = self.socket_settings().pod_levels;
+        for level in 1..DEPTHS {
+            if levels & (1 << level) != 0
+                && let Some(pod) = copy(PODS.get_ptr(kernel::ancestor_cgroup(level)))
+            {
+                return Some(pod);
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn client(&self, netns: u64) -> Option<&SocketClient> {
+        entry(CLIENTS.get_ptr(netns))
+    }
+
+    #[inline(always)]
+    fn connected(&self, cookie: u64) -> Option<&SocketRecord> {
+        entry(SOCKETS.get_ptr(cookie))
+    }
+
+    #[inline(always)]
+    fn put_connected(&self, cookie: u64, record: &SocketRecord) -> bool {
+        SOCKETS.insert(cookie, record, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_connected(&self, cookie: u64) {
+        let _was_there = SOCKETS.remove(cookie);
+    }
+
+    #[inline(always)]
+    fn with_datagrams<R>(
+        &self,
+        key: &DatagramKey,
+        act: impl FnOnce(&mut SocketRecord) -> R,
+    ) -> Option<R> {
+        let record = DATAGRAMS.get_ptr_mut(key)?;
+        // SAFETY: as in `with_flow`.
+        Some(act(unsafe { &mut *record }))
+    }
+
+    #[inline(always)]
+    fn put_datagrams(&self, key: &DatagramKey, record: &SocketRecord) -> bool {
+        DATAGRAMS.insert(key, record, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_datagrams(&self, key: &DatagramKey) {
+        let _was_there = DATAGRAMS.remove(key);
     }
 }
 

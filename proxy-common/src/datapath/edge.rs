@@ -2,15 +2,15 @@
 
 use core::hint::black_box;
 
-use super::conntrack::{is_over, remove_twin, touch};
+use super::conntrack::{remove_twin, touch};
 use super::exit::{self, Stuck};
+use super::fate::{self, Fate};
 use super::find::{self, Found};
 use super::open::{Opened, open};
 use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
 use super::{Count, Hook, Packet, Tables, icmp, nat, policy, reply};
 use crate::abi::{
-    BackendState, Drop, Exit, Family, Flow, FlowKey, FlowRole, FlowState, FragmentKey,
-    FragmentPorts, Pass, Protocol, Rewrite, SettingsFlags, Verdict,
+    Drop, Exit, Family, Flow, FlowRole, FragmentKey, FragmentPorts, Pass, Rewrite, Verdict,
 };
 
 /// Decides about a packet at any hook but a pod's egress.
@@ -132,7 +132,8 @@ fn known<P: Packet, T: Tables>(
 ) -> Hit {
     let is_forward = flow.role == FlowRole::Forward as u8;
     if is_forward {
-        match fate(tables, headers, flow) {
+        let opens = headers.signal() == Signal::Open;
+        match fate::of_flow(tables, &headers.key, flow, opens) {
             Fate::Lives => {}
             Fate::Gone => return Hit::Gone,
             Fate::Over => {
@@ -160,55 +161,6 @@ fn known<P: Packet, T: Tables>(
         (true, Exit::Stack | Exit::Route | Exit::Host) => Rewrite::Forward,
         (false, Exit::Stack | Exit::Route | Exit::Host) => Rewrite::Reverse,
     }))
-}
-
-/// What becomes of a flow with a packet of its client.
-enum Fate {
-    /// It goes on.
-    Lives,
-    /// The packet may open another in its place.
-    Over,
-    /// Its backend is gone.
-    Gone,
-}
-
-#[inline(always)]
-fn fate<T: Tables>(tables: &T, headers: &Headers, flow: &Flow) -> Fate {
-    let opens = headers.signal() == Signal::Open;
-    if opens && FlowState::from_number(flow.state).is_none_or(is_over) {
-        return Fate::Over;
-    }
-    let is_udp = headers.protocol() == Some(Protocol::Udp);
-    match tables.backend(flow.backend) {
-        Some(backend) if backend.generation == flow.generation => {
-            let is_left = backend.state == BackendState::NotServing as u8
-                || backend.state == BackendState::Detached as u8;
-            if is_udp && is_left && black_box(may_move(tables, &headers.key)) {
-                Fate::Over
-            } else {
-                Fate::Lives
-            }
-        }
-        Some(_) | None => {
-            let keeps = tables.settings().flags.contains(SettingsFlags::KEEP_GONE);
-            let may_move =
-                opens || (is_udp && (!keeps || black_box(may_move(tables, &headers.key))));
-            match (may_move, keeps) {
-                (true, _) => Fate::Over,
-                (false, true) => Fate::Lives,
-                (false, false) => Fate::Gone,
-            }
-        }
-    }
-}
-
-/// Whether a flow could find another backend where it was opened.
-#[inline(never)]
-fn may_move<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    match find::frontend(tables, key) {
-        Found::Frontend(frontend) => frontend.n_cluster != 0 || frontend.n_local != 0,
-        Found::UnusedPort | Found::Unallocated | Found::Nothing => false,
-    }
 }
 
 /// What kind of packet this is to the datapath.

@@ -1,7 +1,9 @@
 //! Which frontend a packet is for.
 
-use super::Tables;
-use crate::abi::{Addr, AddressFlags, FlowKey, Frontend, FrontendKey, NetworkFlags, SettingsFlags};
+use super::{Sockets, Tables};
+use crate::abi::{
+    Addr, AddressFlags, FlowKey, Frontend, FrontendKey, NetworkFlags, SettingsFlags, SocketFlags,
+};
 
 /// What is at the address and port that a packet is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +30,22 @@ pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FlowKey) -> Found<'a> {
         Some(frontend) => Found::Frontend(frontend),
         None => no_port(flags),
     }
+}
+
+/// The same for a socket of this node, which may dial a loopback address: there are NodePorts, too,
+/// if that is asked for.
+#[inline(always)]
+pub fn frontend_of_socket<'a, S: Sockets>(sockets: &'a S, key: &FlowKey) -> Found<'a> {
+    if !key.tuple.dst.is_loopback() {
+        return frontend(sockets, key);
+    }
+    let flags = sockets.socket_settings().flags;
+    if !flags.contains(SocketFlags::LOCALHOST_NODE_PORTS) {
+        return Found::Nothing;
+    }
+    sockets
+        .frontend(&FrontendKey::node_port_of(key))
+        .map_or(Found::Nothing, Found::Frontend)
 }
 
 #[inline(never)]

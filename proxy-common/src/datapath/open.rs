@@ -7,7 +7,7 @@ use super::exit;
 use super::find::{self, Found};
 use super::parse::{Headers, Signal};
 use super::policy::{self, Client};
-use super::select::{Chosen, Refusal, finish, select_backend};
+use super::select::{self, Asker, Chosen, Refusal, finish, select_backend};
 use super::{Claim, Count, Draft, Hook, Packet, Route, Tables};
 use crate::abi::{
     Addr, Drop, Exit, Flow, FlowKey, FlowRole, FlowState, Frontend, FrontendFlags, Pass, Port,
@@ -137,14 +137,18 @@ fn judge<P: Packet, T: Tables>(
     let client = policy::client(tables, hook, packet.device(), src);
     let local_only = policy::is_local_only(frontend, client);
     let now = tables.now();
+    let asker = Asker {
+        client: src,
+        hash: select::hash(&headers.key, frontend.service),
+    };
     let chosen =
-        select_backend(tables, frontend, local_only, &headers.key, now).map_err(|refusal| {
-            match refusal {
+        select_backend(tables, frontend, local_only, asker, now).map_err(
+            |refusal| match refusal {
                 Refusal::NoEndpoints => Refused::NoEndpoints,
                 Refusal::NoLocalEndpoint => Refused::Drop(Drop::NoLocalEndpoint),
                 Refusal::Inconsistent => Refused::Drop(Drop::Inconsistent),
-            }
-        })?;
+            },
+        )?;
     let recorded = tables.with_draft(|draft| {
         record(
             draft,

@@ -2,7 +2,8 @@
 
 use super::Tables;
 use crate::abi::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendState, FlowKey, Frontend, FrontendFlags,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendState, FlowKey, Frontend,
+    FrontendFlags,
 };
 
 /// Why a frontend has no backend for a packet.
@@ -14,6 +15,15 @@ pub enum Refusal {
     NoLocalEndpoint,
     /// The maps contradict each other.
     Inconsistent,
+}
+
+/// Who asks for a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    /// The client's address, by which it is remembered with session affinity.
+    pub client: &'a Addr,
+    /// What the choice depends on: [`hash`] or [`hash_of_socket`].
+    pub hash: u32,
 }
 
 /// A backend and its id.
@@ -36,7 +46,7 @@ pub fn select_backend<'a, T: Tables>(
     tables: &'a T,
     frontend: &Frontend,
     local_only: bool,
-    flow: &FlowKey,
+    asker: Asker<'_>,
     now: u64,
 ) -> Result<Chosen<'a>, Refusal> {
     let (first, count) = candidates(frontend, local_only);
@@ -49,10 +59,10 @@ pub fn select_backend<'a, T: Tables>(
         });
     }
     if frontend.affinity_seconds == 0 {
-        return by_hash(tables, frontend, first, count, flow);
+        return by_hash(tables, frontend, first, count, asker.hash);
     }
-    let fresh = by_hash(tables, frontend, first, count, flow)?;
-    let id = remembered_or(tables, frontend, local_only, flow, (now, fresh.id));
+    let fresh = by_hash(tables, frontend, first, count, asker.hash)?;
+    let id = remembered_or(tables, frontend, local_only, asker.client, (now, fresh.id));
     live(tables, frontend.service, id).ok_or(Refusal::Inconsistent)
 }
 
@@ -77,9 +87,8 @@ fn by_hash<'a, T: Tables>(
     frontend: &Frontend,
     first: u32,
     count: u32,
-    flow: &FlowKey,
+    hash: u32,
 ) -> Result<Chosen<'a>, Refusal> {
-    let hash = hash(flow, frontend.service);
     let position = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     tables
         .slot(first.wrapping_add(position))
@@ -103,11 +112,11 @@ fn remembered_or<T: Tables>(
     tables: &T,
     frontend: &Frontend,
     local_only: bool,
-    flow: &FlowKey,
+    client: &Addr,
     (now, fresh): (u64, u32),
 ) -> u32 {
     let key = AffinityKey {
-        client: flow.tuple.src,
+        client: *client,
         service: frontend.service,
     };
     let id = remembered(tables, frontend, local_only, &key, now).unwrap_or(fresh);
@@ -152,6 +161,12 @@ pub fn hash(flow: &FlowKey, service: u32) -> u32 {
     let ports: u32 = bytemuck::cast([flow.tuple.src_port, flow.tuple.dst_port]);
     let seed = service ^ (u32::from(flow.protocol) << 24);
     finish(mix(mix(mix(mix(mix(seed, a), b), c), d), ports))
+}
+
+/// The same of a socket, whose packets are not there yet, by its cookie.
+#[inline(always)]
+pub const fn hash_of_socket(cookie: u64, service: u32) -> u32 {
+    finish(mix(mix(service, cookie as u32), (cookie >> 32) as u32))
 }
 
 #[inline(always)]

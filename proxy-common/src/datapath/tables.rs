@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NetworkFlags, Settings,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, Settings,
+    SocketClient, SocketRecord, SocketSettings,
 };
 
 /// Outcome of [`Tables::claim_flow`].
@@ -106,4 +107,38 @@ pub trait Tables {
 
     /// Counts a packet of `bytes` bytes for a Service.
     fn count(&self, service: u32, bytes: u32, what: Count);
+}
+
+/// What the socket edge asks besides.
+pub trait Sockets: Tables {
+    /// The settings of this edge.
+    fn socket_settings(&self) -> &SocketSettings;
+
+    /// The pod that the caller is in, by its cgroup; `None` if it is none that is known.
+    fn pod(&self) -> Option<PodFlags>;
+
+    /// What is known of the pod with this network namespace.
+    fn client(&self, netns: u64) -> Option<&SocketClient>;
+
+    /// Where a connected socket is pointed.
+    fn connected(&self, cookie: u64) -> Option<&SocketRecord>;
+
+    /// Remembers where a connected socket is pointed; `false` if the table refused.
+    fn put_connected(&self, cookie: u64, record: &SocketRecord) -> bool;
+
+    /// Forgets where a socket is pointed.
+    fn remove_connected(&self, cookie: u64);
+
+    /// Runs `act` on the record of a correspondence in place.
+    fn with_datagrams<R>(
+        &self,
+        key: &DatagramKey,
+        act: impl FnOnce(&mut SocketRecord) -> R,
+    ) -> Option<R>;
+
+    /// Remembers a correspondence; `false` if the table refused.
+    fn put_datagrams(&self, key: &DatagramKey, record: &SocketRecord) -> bool;
+
+    /// Forgets a correspondence.
+    fn remove_datagrams(&self, key: &DatagramKey);
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::abi::{FlowKey, Port, Protocol, Side, Tuple};
-use crate::datapath::select::select_backend;
+use crate::datapath::select::{Asker, hash, select_backend};
 use crate::testing::Memory;
 
 const FLOWS: u32 = 10_000;
@@ -73,7 +73,11 @@ fn choices(count: u16, service: u32, client: Client) -> Vec<usize> {
                 side: Side::Ingress as u8,
                 _pad: 0,
             };
-            let chosen = select_backend(&memory, &frontend, false, &flow, 0);
+            let asker = Asker {
+                client: &flow.tuple.src,
+                hash: hash(&flow, frontend.service),
+            };
+            let chosen = select_backend(&memory, &frontend, false, asker, 0);
             chosen.expect("there are backends").id as usize
         })
         .collect()
