@@ -16,8 +16,6 @@ pub use keeper::{Handle, Keeper, PodsError};
 pub use selector::{PodSelector, SelectorError};
 pub use skip::{NamespaceError, Namespaces, Skip};
 
-use crate::model::Problem;
-
 /// What has become of this node's pods.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct View {
@@ -30,7 +28,7 @@ pub struct View {
     /// For [`SocketSettings::pod_levels`](proxy_common::abi::SocketSettings::pod_levels).
     pub levels: u32,
     /// What an administrator should know.
-    pub problem: Option<Problem>,
+    pub problem: Option<String>,
 }
 
 /// Whether DNS could have this between two dots.

@@ -15,7 +15,7 @@ use crate::loader::lock::Lock;
 use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
 use crate::node::SocketLb;
-use crate::status::{self as file, SocketEdgeStatus, Status};
+use crate::status::{self as file, PodsStatus, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
 #[derive(Serialize, Debug)]
@@ -384,6 +384,9 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     rows.push(row("node edges", listed(&daemon.node_devices)));
     rows.push(row("host edges", listed(&daemon.host_devices)));
     rows.push(row("socket edge", socket_edge(&daemon.socket_edge)));
+    if let Some(pods) = &daemon.socket_edge.pods {
+        rows.push(row("socket edge's pods", pods_text(pods)));
+    }
     let address = |accepts: bool| {
         let all = daemon.node_addresses.iter();
         let those = all.filter(|it| it.node_ports == accepts);
@@ -405,6 +408,15 @@ fn socket_edge(edge: &SocketEdgeStatus) -> String {
         None if edge.serves == SocketLb::Off.name() => edge.serves.clone(),
         None => format!("{}, but it is not attached", edge.serves),
     }
+}
+
+fn pods_text(pods: &PodsStatus) -> String {
+    let PodsStatus {
+        served,
+        left_out,
+        not_found,
+    } = pods;
+    format!("{served} served, {left_out} left out, {not_found} without a cgroup that was found")
 }
 
 /// Texts one after the other; a word if there are none.

@@ -14,7 +14,7 @@ use super::wanted::{Pods, Wanted};
 use super::{Skip, View};
 use crate::loader::pins::Pins;
 use crate::maps::{List, MapFailure, Table};
-use crate::model::{Event, Problem};
+use crate::model::Event;
 
 /// Until a cgroup that was not found is looked for again, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -118,7 +118,7 @@ impl Keeper {
                 self.inherited = inherited;
                 self.nowhere(&view)
             }
-            Err(error) => Some(problem(message(&error))),
+            Err(error) => Some(message(&error)),
         };
         view.levels |= self.inherited;
         self.pause = next_pause(self.pause, is_done);
@@ -129,14 +129,14 @@ impl Keeper {
     }
 
     /// That no cgroup is found for a while although there are pods: this is not their tree.
-    fn nowhere(&self, view: &View) -> Option<Problem> {
+    fn nowhere(&self, view: &View) -> Option<String> {
         let none_found = view.n_served + view.n_left_out == 0 && view.n_not_found > 0;
         (none_found && self.pause == BACKOFF.1).then(|| {
-            problem(format!(
+            format!(
                 "no cgroup of {} pods is in {}: all are left to their devices",
                 view.n_not_found,
                 self.tree.root().display()
-            ))
+            )
         })
     }
 
@@ -168,13 +168,6 @@ fn next_pause(pause: Duration, is_done: bool) -> Duration {
         BACKOFF.0
     } else {
         (pause * 2).min(BACKOFF.1)
-    }
-}
-
-fn problem(message: String) -> Problem {
-    Problem {
-        subject: "pods of the socket edge".to_owned(),
-        message,
     }
 }
 

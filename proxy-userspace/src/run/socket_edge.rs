@@ -10,6 +10,7 @@ use bytemuck::Pod;
 use proxy_common::abi::{DatagramKey, SocketRecord};
 
 use super::Options;
+use super::known_pods::KnownPods;
 use crate::loader::cgroup::{self, Cgroup, CgroupError};
 use crate::loader::pins::Pins;
 use crate::loader::socket_settings::SocketSettingsMap;
@@ -76,6 +77,8 @@ pub(super) struct SocketEdge {
     pub(super) status: SocketEdgeStatus,
     /// What is not as it should be.
     pub(super) problem: Option<String>,
+    /// The pods that it tells apart, if there is reason to.
+    pub(super) pods: Option<KnownPods>,
 }
 
 impl SocketEdge {
@@ -92,13 +95,13 @@ impl SocketEdge {
     ) -> anyhow::Result<Self> {
         let served = match (site.cgroup(), programs) {
             (Some(cgroup), Some(programs)) => {
-                serve(options, pins, cgroup, programs).map(|()| Some(cgroup))
+                serve(options, pins, cgroup, programs).map(|pods| (Some(cgroup), pods))
             }
-            _ => Ok(None),
+            _ => Ok((None, None)),
         };
-        let (cgroup, problem) = match served {
-            Ok(cgroup) => (cgroup, site.problem()),
-            Err(error) => (None, Some(format!("{error:#}"))),
+        let ((cgroup, pods), problem) = match served {
+            Ok(served) => (served, site.problem()),
+            Err(error) => ((None, None), Some(format!("{error:#}"))),
         };
         if cgroup.is_none() {
             take_off(pins).context("taking the socket edge off")?;
@@ -107,8 +110,10 @@ impl SocketEdge {
             status: SocketEdgeStatus {
                 serves: options.socket_lb.name().to_owned(),
                 cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+                pods: None,
             },
             problem,
+            pods,
         })
     }
 }
@@ -118,11 +123,14 @@ fn serve(
     pins: &Pins,
     cgroup: &Cgroup,
     programs: Result<SocketPrograms, LoadError>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<KnownPods>> {
     let mut programs = programs?;
     let node_netns = node_netns().context("cannot tell the node's network namespace")?;
     let flags = socket_flags(options.socket_lb, &options.node);
-    SocketSettingsMap::open(pins)?.set_served(node_netns, flags)?;
+    let mut settings = SocketSettingsMap::open(pins)?;
+    settings.set_served(node_netns, flags)?;
+    // Before the programs are there: they must not serve a pod that is to be left out.
+    let pods = KnownPods::start(pins, &options.skip, cgroup.path(), settings)?;
     let changes = cgroup::attach(pins, cgroup, &mut programs)?;
     tracing::info!(
         "attached to cgroup {}: {} new, {} replaced, {} unchanged",
@@ -131,7 +139,7 @@ fn serve(
         changes.replaced,
         changes.unchanged
     );
-    Ok(())
+    Ok(pods)
 }
 
 /// Detaches the programs and forgets what they knew of sockets.
