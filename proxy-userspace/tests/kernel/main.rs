@@ -24,6 +24,7 @@ mod restart;
 mod sctp_sockets;
 mod shared_port;
 mod socket_option;
+mod socket_pods;
 mod spread;
 mod test_run;
 mod transfer;
