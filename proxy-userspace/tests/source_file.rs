@@ -407,7 +407,7 @@ async fn pods_are_told_of_if_they_are_wanted() {
     it.expect(&["Pod default/a u-1 app=z"]).await;
     it.write("a.yaml", &pod("{app: 1}"));
     it.expect(&[
-        "Problem file a.yaml: a.yaml:1:80: metadata.labels.app: invalid type: integer `1`, \
+        "Problem file a.yaml: a.yaml:1:73: metadata.labels.app: invalid type: integer `1`, \
          expected a string",
     ])
     .await;

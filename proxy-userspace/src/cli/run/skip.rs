@@ -27,3 +27,57 @@ impl SkipArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Command {
+        #[command(flatten)]
+        skip: SkipArgs,
+    }
+
+    fn read(arguments: &[&str]) -> Result<Skip, String> {
+        let command = Command::try_parse_from([&["beeline"], arguments].concat());
+        let line = |error: clap::Error| error.to_string().lines().next().unwrap().to_owned();
+        command.map(|it| it.skip.skip()).map_err(line)
+    }
+
+    #[test]
+    fn each_selector_has_an_option_of_its_own() {
+        let pods = "--socket-lb-skip-pods";
+        let arguments = [
+            "--socket-lb-skip-namespaces=a,b",
+            pods,
+            "x in (a,b)",
+            pods,
+            "!y",
+        ];
+        let skip = read(&arguments).unwrap();
+        assert_eq!(skip.namespaces.to_string(), "a,b");
+        let selectors: Vec<_> = skip.selectors.iter().map(ToString::to_string).collect();
+        assert_eq!(selectors, ["x in (a,b)", "!y"]);
+        assert_eq!(read(&[]).unwrap(), Skip::default());
+    }
+
+    #[test]
+    fn errors_name_the_option() {
+        for (argument, expected) in [
+            (
+                "--socket-lb-skip-pods=app notin a",
+                "error: invalid value 'app notin a' for '--socket-lb-skip-pods <SELECTOR>': \
+                 expected '(' after notin, found 'a'",
+            ),
+            (
+                "--socket-lb-skip-namespaces=a,B",
+                "error: invalid value 'a,B' for '--socket-lb-skip-namespaces <NAMESPACE,…>': \
+                 'B' is not the name of a namespace",
+            ),
+        ] {
+            assert_eq!(read(&[argument]).unwrap_err(), expected);
+        }
+    }
+}
