@@ -26,7 +26,8 @@ pub struct Beeline<'a> {
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
-    socket_lb: Option<&'static str>,
+    socket_lb: &'static str,
+    cgroup: PathBuf,
 }
 
 impl<'a> Beeline<'a> {
@@ -40,15 +41,25 @@ impl<'a> Beeline<'a> {
             binary,
             source,
             node_name: super::NODE_NAME.to_owned(),
-            socket_lb: None,
+            socket_lb: "off",
+            cgroup: testbed.cgroup().to_owned(),
         }
     }
 
-    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group.
+    /// Has these sockets of the node's control group served (`all`, `host`; `off` at first).
     #[must_use]
     pub fn socket_lb(self, which: &'static str) -> Self {
         Self {
-            socket_lb: Some(which),
+            socket_lb: which,
+            ..self
+        }
+    }
+
+    /// Has sockets served in another control group than the node's.
+    #[must_use]
+    pub fn in_cgroup(self, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            cgroup: folder.into(),
             ..self
         }
     }
@@ -79,13 +90,10 @@ impl<'a> Beeline<'a> {
         Self { source, ..self }
     }
 
-    fn socket_args(&self) -> Vec<OsString> {
-        let Some(which) = self.socket_lb else {
-            return Vec::new();
-        };
-        let args = ["--socket-lb", which, "--cgroup-path"].map(OsString::from);
-        let cgroup = self.testbed.cgroup().as_os_str().to_owned();
-        args.into_iter().chain([cgroup]).collect()
+    fn socket_args(&self) -> [&OsStr; 4] {
+        let cgroup = self.cgroup.as_os_str();
+        let [option, path] = ["--socket-lb", "--cgroup-path"].map(OsStr::new);
+        [option, OsStr::new(self.socket_lb), path, cgroup]
     }
 
     /// The file of the command.
