@@ -13,6 +13,7 @@ mod namespaces;
 mod netlink;
 mod sweep;
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -230,7 +231,7 @@ impl Keeper {
                 swept
             }
             Err(error) => {
-                warn("parting sockets from backends that are gone", error);
+                warn("parting sockets from backends that are gone", &error);
                 Swept::default()
             }
         }
@@ -240,7 +241,7 @@ impl Keeper {
         match self.clients.update(&self.config.proc) {
             Ok(0) => {}
             Ok(n_writes) => tracing::debug!("wrote {n_writes} entries of CLIENTS"),
-            Err(error) => warn("reading the pods' network namespaces", error),
+            Err(error) => warn("reading the pods' network namespaces", &error),
         }
     }
 
@@ -248,13 +249,15 @@ impl Keeper {
         match self.idle.remove(&self.config.timeouts) {
             Ok(0) => {}
             Ok(n_removed) => tracing::debug!("removed {n_removed} idle entries of DATAGRAMS"),
-            Err(error) => warn("removing idle entries of DATAGRAMS", error.into()),
+            Err(error) => warn("removing idle entries of DATAGRAMS", &error),
         }
     }
 }
 
-fn warn(action: &str, error: KeeperError) {
-    tracing::warn!("{action}: {:#}", anyhow::Error::from(error));
+fn warn(action: &str, error: &dyn Error) {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    tracing::warn!("{action}: {}", causes.join(": "));
 }
 
 /// What is to be done when.
