@@ -18,6 +18,7 @@ pub mod model;
 pub mod node;
 pub mod pods;
 pub mod run;
+pub mod sockets;
 pub mod source;
 pub mod status;
 pub mod sync;

@@ -184,7 +184,7 @@ impl Attach<'_> {
             }
         };
         // Last: what sockets leave alone has its packet edges by now.
-        let socket_edge = SocketEdge::start(options, self.pins, self.site, sockets)?;
+        let socket_edge = SocketEdge::start(options, self.pins, self.site, sockets);
         let control = control.with(edges.view(), collector, socket_edge)?;
         Ok((control, edges))
     }

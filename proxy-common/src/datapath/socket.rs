@@ -4,6 +4,8 @@
 //! to be touched. Whatever cannot be done here exactly as it is done to packets is left to them:
 //! the socket keeps the frontend's address, and its packets are translated where they leave.
 
+use core::hint::black_box;
+
 use super::fate::{self, Fate};
 use super::find::{self, Found};
 use super::policy::{self, Client};
@@ -199,10 +201,7 @@ fn connected_to<S: Sockets>(sockets: &S, dial: &Dial) -> Option<Peer> {
 fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<Peer> {
     let now = sockets.now();
     let record = sockets.with_datagrams(dialled, |record| {
-        let may_move = || fate::has_backends(find_for(sockets, dial));
-        let backend = (record.id, record.generation);
-        let fate = fate::with_backend(sockets, backend, true, false, may_move);
-        (fate == Fate::Lives).then(|| {
+        black_box(lives(sockets, dial, record)).then(|| {
             refresh(record, now);
             *record
         })
@@ -218,6 +217,14 @@ fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<
     });
     let is_ready = is_ours == Some(true) || sockets.put_datagrams(&answers, &record);
     is_ready.then_some(record.backend)
+}
+
+/// Whether a correspondence of who dials goes on.
+#[inline(never)]
+fn lives<S: Sockets>(sockets: &S, dial: &Dial, record: &SocketRecord) -> bool {
+    let may_move = || fate::has_backends(find_for(sockets, dial));
+    let backend = (record.id, record.generation);
+    fate::with_backend(sockets, backend, true, false, may_move) == Fate::Lives
 }
 
 #[inline(always)]

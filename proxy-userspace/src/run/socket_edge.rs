@@ -3,7 +3,7 @@
 //! Packets are served without it. So whatever keeps it away is a problem to be shown, but no
 //! reason not to start, unless it is wrong what was asked for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bytemuck::Pod;
@@ -17,6 +17,7 @@ use crate::loader::socket_settings::SocketSettingsMap;
 use crate::loader::{LoadError, SocketPrograms, node_netns};
 use crate::maps::{MapFailure, Table, wait_for_programs};
 use crate::node::{SocketLb, socket_flags};
+use crate::sockets::{Counts, Keeper, KeeperConfig, KeeperHandle};
 use crate::status::SocketEdgeStatus;
 
 /// Where sockets are to be served.
@@ -77,6 +78,8 @@ pub(super) struct SocketEdge {
     pub(super) status: SocketEdgeStatus,
     /// What is not as it should be.
     pub(super) problem: Option<String>,
+    /// Looks after the sockets that are served.
+    pub(super) keeper: Option<KeeperHandle>,
     /// The pods that it tells apart, if there is reason to.
     pub(super) pods: Option<KnownPods>,
 }
@@ -84,37 +87,38 @@ pub(super) struct SocketEdge {
 impl SocketEdge {
     /// Attaches the programs; or, if nobody's sockets are to be served or something keeps them
     /// from it, takes those of a predecessor off.
-    ///
-    /// # Errors
-    /// If these stay: what they do would get out of date.
     pub(super) fn start(
         options: &Options,
         pins: &Pins,
         site: &Site,
         programs: Option<Result<SocketPrograms, LoadError>>,
-    ) -> anyhow::Result<Self> {
-        let served = match (site.cgroup(), programs) {
-            (Some(cgroup), Some(programs)) => {
-                serve(options, pins, cgroup, programs).map(|pods| (Some(cgroup), pods))
-            }
-            _ => Ok((None, None)),
-        };
-        let ((cgroup, pods), problem) = match served {
-            Ok(served) => (served, site.problem()),
-            Err(error) => ((None, None), Some(format!("{error:#}"))),
-        };
-        if cgroup.is_none() {
-            take_off(pins).context("taking the socket edge off")?;
+    ) -> Self {
+        let mut problems = Vec::new();
+        let served = site.cgroup().zip(programs).and_then(|(cgroup, programs)| {
+            let served = serve(options, pins, cgroup, programs);
+            served
+                .map_err(|error| problems.push(format!("{error:#}")))
+                .ok()
+        });
+        if served.is_none()
+            && let Err(error) = take_off(pins)
+        {
+            problems.push(format!("taking it off: {error:#}"));
         }
-        Ok(Self {
+        problems.extend(site.problem());
+        let cgroup = site.cgroup().filter(|_| served.is_some());
+        let (keeper, pods) = served.unzip();
+        Self {
             status: SocketEdgeStatus {
                 serves: options.socket_lb.name().to_owned(),
                 cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+                left: Counts::default(),
                 pods: None,
             },
-            problem,
-            pods,
-        })
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
+            keeper,
+            pods: pods.flatten(),
+        }
     }
 }
 
@@ -123,7 +127,7 @@ fn serve(
     pins: &Pins,
     cgroup: &Cgroup,
     programs: Result<SocketPrograms, LoadError>,
-) -> anyhow::Result<Option<KnownPods>> {
+) -> anyhow::Result<(KeeperHandle, Option<KnownPods>)> {
     let mut programs = programs?;
     let node_netns = node_netns().context("cannot tell the node's network namespace")?;
     let flags = socket_flags(options.socket_lb, &options.node);
@@ -139,7 +143,12 @@ fn serve(
         changes.replaced,
         changes.unchanged
     );
-    Ok(pods)
+    let config = KeeperConfig {
+        gone_backends: options.node.gone_backends,
+        timeouts: options.timeouts.clone(),
+        proc: PathBuf::from("/proc"),
+    };
+    Ok((Keeper::start(pins, config)?, pods))
 }
 
 /// Detaches the programs and forgets what they knew of sockets.

@@ -24,6 +24,7 @@ mod refusal;
 mod restart;
 mod sctp_sockets;
 mod shared_port;
+mod socket_departures;
 mod socket_edge;
 mod socket_option;
 mod socket_pods;
