@@ -443,3 +443,36 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
     cluster.api.kubeconfig = "/nowhere/to/be/found".into();
     assert_refused(&cluster, "no such file or directory");
 }
+
+/// Nobody can tell yet which of them the socket edge is to leave out.
+#[test]
+fn pods_that_are_not_listed_yet_are_left_to_their_devices() {
+    let cluster = Cluster::new();
+    let service = cluster.service("web", 10);
+    cluster.apply(&service);
+    cluster.api.hold_back("pods");
+    let group = cluster.client.namespace.cgroup().file_name().unwrap();
+    let uid = group.to_str().unwrap().strip_prefix("pod").unwrap();
+    cluster.api.server.apply(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "client", "namespace": "shop", "uid": uid},
+        "spec": {"nodeName": xtask::testbed::NODE_NAME},
+    }));
+    let beeline = cluster.beeline().socket_lb("all");
+    let skip = ["--socket-lb-skip-namespaces", "mesh"];
+    let daemon = beeline.run(skip).unwrap();
+    // What the pod edge translates is a flow.
+    let is_flow = || {
+        let address = service.address(Family::Ipv4);
+        let open = || Connection::open(address).unwrap();
+        let connection = cluster.client.run(open);
+        let client = connection.stream.local_addr().unwrap().to_string();
+        let flows = beeline.json(["flows"]).unwrap().to_string();
+        flows.contains(&client)
+    };
+    assert!(is_flow());
+    cluster.api.server.cut();
+    let served = |status: &Value| status["socket_edge"]["pods"]["served"] == 1;
+    daemon.wait_until("served", served).unwrap();
+    assert!(!is_flow());
+}

@@ -1,11 +1,13 @@
 //! Pods that the socket edge leaves alone: their packets carry the addresses of Services, which
 //! are translated at the pod edge.
 
+use std::net::SocketAddr;
+
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
 use xtask::testbed::{Beeline, Daemon, Layout, NODE_NAME, Pod, PodOptions, Server, Testbed};
 
-use crate::client::Connection;
+use crate::client::{Connection, udp, udp_echo};
 use crate::cluster::{self, Service, serve_all};
 
 /// What leaves pods out.
@@ -55,18 +57,26 @@ impl Node {
 
     fn serves_in(&self, pod: &Pod, family: Family) -> bool {
         let address = self.service.address(family);
-        let connection = pod.run(|| {
+        let (connection, socket) = pod.run(|| {
             let mut connection = Connection::open(address).unwrap();
             connection.echo(b"hello").unwrap();
-            connection
+            let socket = udp(0, address).unwrap();
+            assert_eq!(udp_echo(&socket, b"hello").unwrap(), connection.backend);
+            (connection.stream, socket)
         });
-        // It sees what it dialled, whoever has translated.
-        assert_eq!(connection.stream.peer_addr().unwrap(), address);
-        let client = connection.stream.local_addr().unwrap().to_string();
+        // They see what they dialled, whoever has translated.
+        assert_eq!(connection.peer_addr().unwrap(), address);
+        assert_eq!(socket.peer_addr().unwrap(), address);
         let flows = beeline(&self.testbed).json(["flows"]).unwrap();
         let flows = flows["flows"].as_array().unwrap();
         // A flow is what the pod edge makes of packets with the Service's address.
-        !flows.iter().any(|flow| flow["client"] == client)
+        let is_flow = |client: SocketAddr| {
+            let client = client.to_string();
+            flows.iter().any(|flow| flow["client"] == client)
+        };
+        let tcp = is_flow(connection.local_addr().unwrap());
+        assert_eq!(tcp, is_flow(socket.local_addr().unwrap()), "{}", pod.name);
+        !tcp
     }
 }
 
