@@ -9,6 +9,7 @@
 //! The far ends of all devices are in one namespace, where nobody lives: frames are put on them
 //! and read from them. All neighbours are known beforehand, so that nothing waits for them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +19,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proxy_common::testing::Frame;
-use xtask::testbed::{Offload, Testbed, in_namespace, set_offload};
+use xtask::testbed::{Namespace, Offload, Testbed, in_namespace, set_offload};
 
 use super::host::Host;
 use super::packet::Seen;
 use super::plan::{Plan, UPLINK};
+use super::pods::{self, Focus, Pod};
 
 /// Routers that are nobody: packets to them have a neighbour, and that is all.
-const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
+pub(super) const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
 /// The outside's own addresses, for clients that are sockets (RFC 2544 and RFC 5180).
 const OUTSIDE: [&str; 2] = ["198.18.0.1", "2001:2::1"];
 
@@ -56,11 +58,16 @@ pub(super) struct World {
     /// Indices of the far ends.
     far: Vec<u32>,
     homes: BTreeMap<IpAddr, usize>,
+    /// Clients with a stack of their own, by device; and the indices of their outer ends.
+    pods: BTreeMap<usize, (Pod, u32)>,
+    /// The client whose packets are passed on.
+    focus: Cell<Option<Focus>>,
 }
 
 impl World {
-    /// Builds it on a testbed without a network.
-    pub(super) fn build(plan: Plan, testbed: Testbed) -> Result<Self> {
+    /// Builds it on a testbed without a network. Clients on pods are frames, or sockets if
+    /// `has_sockets`.
+    pub(super) fn build(plan: Plan, testbed: Testbed, has_sockets: bool) -> Result<Self> {
         let near = &testbed.node().namespace;
         let outside = testbed.outside();
         for namespace in [near, outside] {
@@ -74,16 +81,23 @@ impl World {
             // What leaves the node is to have whole checksums.
             set_offload(near, &device.name, Offload::TransmitChecksum, false)?;
         }
+        let pods = if has_sockets {
+            pods::build(&plan, &testbed)?
+        } else {
+            BTreeMap::new()
+        };
         let names: Vec<_> = (0..plan.devices.len()).map(far_name).collect();
-        let (wire, far) = in_namespace(outside, || -> Result<_> {
-            let index = |name: &String| {
-                nix::net::if_::if_nametoindex(name.as_str()).with_context(|| name.clone())
-            };
-            let far: Result<Vec<_>> = names.iter().map(index).collect();
-            Ok((
-                super::wire::Wire::open().context("open a packet socket")?,
-                far?,
-            ))
+        let (wire, far, pods) = in_namespace(outside, || -> Result<_> {
+            let index =
+                |name: &str| nix::net::if_::if_nametoindex(name).with_context(|| name.to_owned());
+            let far: Result<Vec<_>> = names.iter().map(|name| index(name)).collect();
+            let pods = pods.into_iter().map(|(device, pod)| {
+                let tap = index(&pod.tap)?;
+                Ok((device, (pod, tap)))
+            });
+            let pods: Result<BTreeMap<_, _>> = pods.collect();
+            let wire = super::wire::Wire::open().context("open a packet socket")?;
+            Ok((wire, far?, pods?))
         })?;
         let host = in_namespace(near, || Host::open(plan.servers.iter().copied()))
             .context("open sockets on the node")?;
@@ -94,7 +108,19 @@ impl World {
             host,
             wire,
             far,
+            pods,
+            focus: Cell::new(None),
         })
+    }
+
+    /// The namespace of a client behind a device, if it has a stack of its own.
+    pub(super) fn pod(&self, device: usize) -> Option<&Namespace> {
+        self.pods.get(&device).map(|(pod, _)| &pod.namespace)
+    }
+
+    /// From now on the packets of this client are passed on, if it is behind a device.
+    pub(super) fn follow(&self, focus: Option<Focus>) {
+        self.focus.set(focus);
     }
 
     /// Where packets to an address belong.
@@ -140,14 +166,16 @@ impl World {
         let mut all = Vec::new();
         while let Some((index, frame)) = self.wire.receive().context("receive frames")? {
             let Some(device) = self.far.iter().position(|far| *far == index) else {
+                self.pass_out(index, frame)?;
                 continue;
             };
             // A bridge may let others hear what is not for them.
             let for_it = |seen: &Seen| seen.to_mac == Some(far_mac(device));
-            all.extend(Seen::frame(&frame).filter(for_it).map(|seen| Sighting {
-                place: Place::Device(device),
-                seen,
-            }));
+            if let Some(seen) = Seen::frame(&frame).filter(for_it) {
+                self.pass_in(device, &seen, frame)?;
+                let place = Place::Device(device);
+                all.push(Sighting { place, seen });
+            }
         }
         let delivered = self.host.receive().context("receive at the node")?;
         all.extend(delivered.into_iter().map(|seen| Sighting {
@@ -155,6 +183,39 @@ impl World {
             seen,
         }));
         Ok(all)
+    }
+
+    /// Puts what came out of a pod on the far end of its device, if it is to be followed.
+    fn pass_out(&self, tap: u32, mut frame: Vec<u8>) -> Result<()> {
+        let Some(focus) = self.focus.get() else {
+            return Ok(());
+        };
+        let is_its = self
+            .pods
+            .get(&focus.device)
+            .is_some_and(|(_, own)| *own == tap);
+        if is_its && Seen::frame(&frame).is_some_and(|seen| focus.is_from(&seen)) {
+            readdress(
+                &mut frame,
+                far_mac(focus.device),
+                near_mac(&self.plan, focus.device),
+            );
+            let far = self.far[focus.device];
+            self.wire.send(far, &frame).context("pass a frame on")?;
+        }
+        Ok(())
+    }
+
+    /// Hands the followed socket's pod what is for the socket.
+    fn pass_in(&self, device: usize, seen: &Seen, mut frame: Vec<u8>) -> Result<()> {
+        let focus = self.focus.get().filter(|focus| focus.device == device);
+        if let (Some(focus), Some((_, tap))) = (focus, self.pods.get(&device))
+            && focus.is_for(seen)
+        {
+            readdress(&mut frame, pods::tap_mac(device), pods::mac(device));
+            self.wire.send(*tap, &frame).context("hand a frame in")?;
+        }
+        Ok(())
     }
 
     /// Waits until something comes out, or a client hears something.
@@ -202,11 +263,17 @@ impl fmt::Debug for World {
 }
 
 /// An address and the length of all of it.
-fn whole(address: IpAddr) -> String {
+pub(super) fn whole(address: IpAddr) -> String {
     match address {
         IpAddr::V4(_) => format!("{address}/32"),
         IpAddr::V6(_) => format!("{address}/128"),
     }
+}
+
+/// Gives a frame other hardware addresses.
+fn readdress(frame: &mut [u8], from: [u8; 6], to: [u8; 6]) {
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
 }
 
 fn far_name(device: usize) -> String {
@@ -232,7 +299,7 @@ const fn own_mac(device: usize) -> [u8; 6] {
     [0x02, 0, 0, 0xe, (device >> 8) as u8, device as u8]
 }
 
-fn text(mac: [u8; 6]) -> String {
+pub(super) fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
