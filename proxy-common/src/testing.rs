@@ -12,6 +12,7 @@ mod memory;
 mod scene;
 mod scenes;
 mod skb;
+mod sockets;
 mod verify;
 
 pub use device::completed;
@@ -20,4 +21,5 @@ pub use memory::{Memory, network};
 pub use scene::{Scene, Step, difference};
 pub use scenes::scenes;
 pub use skb::{Sent, Skb};
+pub use sockets::SocketMemory;
 pub use verify::verify;

@@ -266,8 +266,8 @@ impl Sockets for Maps {
     }
 
     #[inline(always)]
-    fn connected(&self, cookie: u64) -> Option<&SocketRecord> {
-        entry(SOCKETS.get_ptr(cookie))
+    fn with_connected<R>(&self, cookie: u64, act: impl FnOnce(&SocketRecord) -> R) -> Option<R> {
+        entry(SOCKETS.get_ptr(cookie)).map(act)
     }
 
     #[inline(always)]

@@ -120,8 +120,8 @@ pub trait Sockets: Tables {
     /// What is known of the pod with this network namespace.
     fn client(&self, netns: u64) -> Option<&SocketClient>;
 
-    /// Where a connected socket is pointed.
-    fn connected(&self, cookie: u64) -> Option<&SocketRecord>;
+    /// Runs `act` on the record of a connected socket that is pointed somewhere.
+    fn with_connected<R>(&self, cookie: u64, act: impl FnOnce(&SocketRecord) -> R) -> Option<R>;
 
     /// Remembers where a connected socket is pointed; `false` if the table refused.
     fn put_connected(&self, cookie: u64, record: &SocketRecord) -> bool;

@@ -8,3 +8,4 @@ mod garbage;
 mod pulls;
 mod round_trip;
 mod scenes;
+mod socket;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytemuck::Zeroable as _;
 
+use super::sockets::SocketMemory;
 use crate::abi::{
     Addr, AddressFlags, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Device, Flow,
     FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendFlags, FrontendKey, NetworkFlags,
@@ -42,6 +43,8 @@ pub struct Memory {
     pub counters: RefCell<HashMap<u32, ServiceCounters>>,
     /// The entry of the map `SETTINGS`.
     pub settings: Settings,
+    /// The maps of the socket edge.
+    pub sockets: SocketMemory,
     /// The time.
     pub now: Cell<u64>,
 }

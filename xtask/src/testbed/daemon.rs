@@ -27,6 +27,7 @@ pub struct Beeline<'a> {
     source: Vec<OsString>,
     node_name: String,
     socket_lb: &'static str,
+    cgroup: PathBuf,
 }
 
 impl<'a> Beeline<'a> {
@@ -41,6 +42,7 @@ impl<'a> Beeline<'a> {
             source,
             node_name: super::NODE_NAME.to_owned(),
             socket_lb: "off",
+            cgroup: testbed.cgroup().to_owned(),
         }
     }
 
@@ -49,6 +51,15 @@ impl<'a> Beeline<'a> {
     pub fn socket_lb(self, which: &'static str) -> Self {
         Self {
             socket_lb: which,
+            ..self
+        }
+    }
+
+    /// Has sockets served in another control group than the node's.
+    #[must_use]
+    pub fn in_cgroup(self, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            cgroup: folder.into(),
             ..self
         }
     }
@@ -80,7 +91,7 @@ impl<'a> Beeline<'a> {
     }
 
     fn socket_args(&self) -> [&OsStr; 4] {
-        let cgroup = self.testbed.cgroup().as_os_str();
+        let cgroup = self.cgroup.as_os_str();
         let [option, path] = ["--socket-lb", "--cgroup-path"].map(OsStr::new);
         [option, OsStr::new(self.socket_lb), path, cgroup]
     }
