@@ -10,7 +10,7 @@ use proxy_common::testing::Frame;
 
 use super::host::Process;
 use super::packet::{ACK, Body, RST, Seen};
-use super::pods::Focus;
+use super::pods::Ear;
 use super::talk::{Talk, is_same};
 use super::world::{Place, Sighting};
 use crate::case::Protocol;
@@ -50,15 +50,15 @@ pub(super) enum Fate {
 }
 
 impl Conn {
-    /// Which packets have to be passed on for it.
-    pub(super) fn focus(&self) -> Option<Focus> {
+    /// Its socket, if it is one of a pod's.
+    pub(super) fn ear(&self) -> Option<Ear> {
         let Client::Socket(Some(device), _) = self.client else {
             return None;
         };
-        Some(Focus {
+        Some(Ear {
             device,
             protocol: self.talk.protocol,
-            from: self.from,
+            at: self.from,
         })
     }
 

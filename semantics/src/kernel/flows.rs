@@ -322,7 +322,7 @@ impl Flows {
     /// What comes now has to do with this connection.
     fn begin(&mut self, world: &World, conn: &Conn) {
         self.pending.clear();
-        world.follow(conn.focus());
+        world.listen(conn.ear());
     }
 
     /// Looks whether the socket edge has pointed a socket that has dialled.
@@ -533,7 +533,7 @@ impl Flows {
         let is_kernels = peer.place == Place::Node && conn.talk.protocol == Protocol::Tcp;
         let deadline = Instant::now() + self.patience;
         loop {
-            if conn.focus().is_some() {
+            if conn.ear().is_some() {
                 self.pending.extend(world.look()?);
             }
             let heard = match &conn.client {

@@ -24,7 +24,8 @@ use xtask::testbed::{Namespace, Offload, Testbed, in_namespace, set_offload};
 use super::host::Host;
 use super::packet::Seen;
 use super::plan::{Plan, UPLINK};
-use super::pods::{self, Focus, Pod};
+use super::pods::{self, Ear, Pod};
+use super::wire::Wire;
 
 /// Routers that are nobody: packets to them have a neighbour, and that is all.
 pub(super) const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
@@ -54,14 +55,15 @@ pub(super) struct World {
     pub(super) testbed: Testbed,
     pub(super) plan: Plan,
     pub(super) host: Host,
-    wire: super::wire::Wire,
-    /// Indices of the far ends.
-    far: Vec<u32>,
+    /// Of the outside, then of the pods with a stack of their own.
+    wires: Vec<Wire>,
+    /// The far ends: which wire, and the device's index there.
+    far: Vec<(usize, u32)>,
     homes: BTreeMap<IpAddr, usize>,
-    /// Clients with a stack of their own, by device; and the indices of their outer ends.
-    pods: BTreeMap<usize, (Pod, u32)>,
-    /// The client whose packets are passed on.
-    focus: Cell<Option<Focus>>,
+    /// Clients with a stack of their own, by device.
+    pods: BTreeMap<usize, Pod>,
+    /// The client that is listened to.
+    ear: Cell<Option<Ear>>,
 }
 
 impl World {
@@ -74,31 +76,48 @@ impl World {
             namespace.set("net/ipv4/conf/all/send_redirects", "0")?;
             namespace.set("net/ipv4/conf/default/send_redirects", "0")?;
         }
-        near.ip(devices(&plan, outside.name()))?;
-        outside.ip(far_ends(&plan))?;
+        let clients = plan.clients.keys().filter(|_| has_sockets);
+        let clients: BTreeMap<usize, Namespace> = clients
+            .map(|device| Ok((*device, testbed.bare_pod(&format!("pod{device}"))?)))
+            .collect::<Result<_>>()?;
+        let far: Vec<_> = (0..plan.devices.len())
+            .map(|device| match clients.get(&device) {
+                Some(pod) => Far {
+                    namespace: pod,
+                    name: pods::DEVICE.to_owned(),
+                },
+                None => Far {
+                    namespace: outside,
+                    name: far_name(device),
+                },
+            })
+            .collect();
+        near.ip(devices(&plan, &far))?;
+        outside.ip(far_ends(&plan, &clients))?;
         near.ip(addresses_and_routes(&plan))?;
         for device in &plan.devices {
             // What leaves the node is to have whole checksums.
             set_offload(near, &device.name, Offload::TransmitChecksum, false)?;
         }
-        let pods = if has_sockets {
-            pods::build(&plan, &testbed)?
-        } else {
-            BTreeMap::new()
-        };
-        let names: Vec<_> = (0..plan.devices.len()).map(far_name).collect();
-        let (wire, far, pods) = in_namespace(outside, || -> Result<_> {
-            let index =
-                |name: &str| nix::net::if_::if_nametoindex(name).with_context(|| name.to_owned());
-            let far: Result<Vec<_>> = names.iter().map(|name| index(name)).collect();
-            let pods = pods.into_iter().map(|(device, pod)| {
-                let tap = index(&pod.tap)?;
-                Ok((device, (pod, tap)))
+        let mut wires = vec![far_wire(outside)?];
+        let mut indices = Vec::new();
+        for far in &far {
+            let index = in_namespace(far.namespace, || {
+                nix::net::if_::if_nametoindex(far.name.as_str())
             });
-            let pods: Result<BTreeMap<_, _>> = pods.collect();
-            let wire = super::wire::Wire::open().context("open a packet socket")?;
-            Ok((wire, far?, pods?))
-        })?;
+            let index = index.with_context(|| far.name.clone())?;
+            let is_outside = far.namespace.name() == outside.name();
+            if !is_outside {
+                wires.push(far_wire(far.namespace)?);
+            }
+            indices.push((if is_outside { 0 } else { wires.len() - 1 }, index));
+        }
+        let pods = clients.into_iter().map(|(device, pod)| {
+            let (addresses, gateway) = (&plan.clients[&device], near_mac(&plan, device));
+            let pod = Pod::connect(&testbed, pod, device, addresses, gateway)?;
+            Ok((device, pod))
+        });
+        let pods = pods.collect::<Result<_>>()?;
         let host = in_namespace(near, || Host::open(plan.servers.iter().copied()))
             .context("open sockets on the node")?;
         Ok(Self {
@@ -106,21 +125,21 @@ impl World {
             testbed,
             plan,
             host,
-            wire,
-            far,
+            wires,
+            far: indices,
             pods,
-            focus: Cell::new(None),
+            ear: Cell::new(None),
         })
     }
 
     /// The namespace of a client behind a device, if it has a stack of its own.
     pub(super) fn pod(&self, device: usize) -> Option<&Namespace> {
-        self.pods.get(&device).map(|(pod, _)| &pod.namespace)
+        self.pods.get(&device).map(|pod| &pod.namespace)
     }
 
-    /// From now on the packets of this client are passed on, if it is behind a device.
-    pub(super) fn follow(&self, focus: Option<Focus>) {
-        self.focus.set(focus);
+    /// From now on packets to this socket reach it, if it is one of a pod's.
+    pub(super) fn listen(&self, ear: Option<Ear>) {
+        self.ear.set(ear);
     }
 
     /// Where packets to an address belong.
@@ -154,8 +173,8 @@ impl World {
             to_mac: near_mac(&self.plan, device),
             ..packet.clone()
         };
-        let index = self.far.get(device).context("no such device")?;
-        self.wire
+        let (wire, index) = self.far.get(device).context("no such device")?;
+        self.wires[*wire]
             .send(*index, &frame.bytes())
             .with_context(|| format!("send by the device {}", self.plan.devices[device].name))
     }
@@ -164,17 +183,19 @@ impl World {
     /// is in it, too.
     pub(super) fn look(&self) -> Result<Vec<Sighting>> {
         let mut all = Vec::new();
-        while let Some((index, frame)) = self.wire.receive().context("receive frames")? {
-            let Some(device) = self.far.iter().position(|far| *far == index) else {
-                self.pass_out(index, frame)?;
-                continue;
-            };
-            // A bridge may let others hear what is not for them.
-            let for_it = |seen: &Seen| seen.to_mac == Some(far_mac(device));
-            if let Some(seen) = Seen::frame(&frame).filter(for_it) {
-                self.pass_in(device, &seen, frame)?;
-                let place = Place::Device(device);
-                all.push(Sighting { place, seen });
+        for (number, wire) in self.wires.iter().enumerate() {
+            while let Some((index, frame)) = wire.receive().context("receive frames")? {
+                let end = (number, index);
+                let Some(device) = self.far.iter().position(|far| *far == end) else {
+                    continue;
+                };
+                // A bridge may let others hear what is not for them.
+                let for_it = |seen: &Seen| seen.to_mac == Some(far_mac(device));
+                if let Some(seen) = Seen::frame(&frame).filter(for_it) {
+                    self.hand_in(device, &seen, frame)?;
+                    let place = Place::Device(device);
+                    all.push(Sighting { place, seen });
+                }
             }
         }
         let delivered = self.host.receive().context("receive at the node")?;
@@ -185,37 +206,13 @@ impl World {
         Ok(all)
     }
 
-    /// Puts what came out of a pod on the far end of its device, if it is to be followed.
-    fn pass_out(&self, tap: u32, mut frame: Vec<u8>) -> Result<()> {
-        let Some(focus) = self.focus.get() else {
-            return Ok(());
-        };
-        let is_its = self
-            .pods
-            .get(&focus.device)
-            .is_some_and(|(_, own)| *own == tap);
-        if is_its && Seen::frame(&frame).is_some_and(|seen| focus.is_from(&seen)) {
-            readdress(
-                &mut frame,
-                far_mac(focus.device),
-                near_mac(&self.plan, focus.device),
-            );
-            let far = self.far[focus.device];
-            self.wire.send(far, &frame).context("pass a frame on")?;
+    /// Gives a pod a frame that is for the socket that is listened to.
+    fn hand_in(&self, device: usize, seen: &Seen, frame: Vec<u8>) -> Result<()> {
+        let ear = self.ear.get().filter(|ear| ear.device == device);
+        match (self.pods.get(&device), ear) {
+            (Some(pod), Some(ear)) if ear.hears(seen) => pod.give(&self.wires[0], frame),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Hands the followed socket's pod what is for the socket.
-    fn pass_in(&self, device: usize, seen: &Seen, mut frame: Vec<u8>) -> Result<()> {
-        let focus = self.focus.get().filter(|focus| focus.device == device);
-        if let (Some(focus), Some((_, tap))) = (focus, self.pods.get(&device))
-            && focus.is_for(seen)
-        {
-            readdress(&mut frame, pods::tap_mac(device), pods::mac(device));
-            self.wire.send(*tap, &frame).context("hand a frame in")?;
-        }
-        Ok(())
     }
 
     /// Waits until something comes out, or a client hears something.
@@ -224,7 +221,11 @@ impl World {
         client: Option<(BorrowedFd<'_>, PollFlags)>,
         until: Instant,
     ) -> Result<()> {
-        let mut fds = vec![PollFd::new(self.wire.as_fd(), PollFlags::POLLIN)];
+        let mut fds: Vec<_> = self
+            .wires
+            .iter()
+            .map(|wire| PollFd::new(wire.as_fd(), PollFlags::POLLIN))
+            .collect();
         fds.extend(
             self.host
                 .ears()
@@ -270,10 +271,14 @@ pub(super) fn whole(address: IpAddr) -> String {
     }
 }
 
-/// Gives a frame other hardware addresses.
-fn readdress(frame: &mut [u8], from: [u8; 6], to: [u8; 6]) {
-    frame[..6].copy_from_slice(&to);
-    frame[6..12].copy_from_slice(&from);
+/// The far end of a device.
+struct Far<'a> {
+    namespace: &'a Namespace,
+    name: String,
+}
+
+fn far_wire(namespace: &Namespace) -> Result<Wire> {
+    in_namespace(namespace, Wire::open).context("open a packet socket")
 }
 
 fn far_name(device: usize) -> String {
@@ -303,7 +308,7 @@ pub(super) fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn devices(plan: &Plan, outside: &str) -> Vec<String> {
+fn devices(plan: &Plan, far: &[Far<'_>]) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(bridge) = &plan.bridge {
         let mac = text(BRIDGE_MAC);
@@ -312,12 +317,12 @@ fn devices(plan: &Plan, outside: &str) -> Vec<String> {
         ));
         commands.push(format!("link set {bridge} addrgenmode none up"));
     }
-    for (index, device) in plan.devices.iter().enumerate() {
-        let (name, far) = (&device.name, far_name(index));
-        let (near, beyond) = (text(own_mac(index)), text(far_mac(index)));
+    for (index, (device, far)) in plan.devices.iter().zip(far).enumerate() {
+        let (name, far_name, beyond) = (&device.name, &far.name, far.namespace.name());
+        let (near_mac, far_mac) = (text(own_mac(index)), text(far_mac(index)));
         commands.push(format!(
-            "link add {name} address {near} type veth peer name {far} address {beyond} \
-             netns {outside}"
+            "link add {name} address {near_mac} type veth peer name {far_name} address {far_mac} \
+             netns {beyond}"
         ));
         commands.push(format!("link set {name} addrgenmode none up"));
         if let (true, Some(bridge)) = (device.is_port, &plan.bridge) {
@@ -329,9 +334,10 @@ fn devices(plan: &Plan, outside: &str) -> Vec<String> {
 }
 
 /// The outside's devices. It can open connections to the node by the first.
-fn far_ends(plan: &Plan) -> Vec<String> {
-    let up = |index| format!("link set {} addrgenmode none up", far_name(index));
-    let mut commands: Vec<_> = (0..plan.devices.len()).map(up).collect();
+fn far_ends(plan: &Plan, clients: &BTreeMap<usize, Namespace>) -> Vec<String> {
+    let own = (0..plan.devices.len()).filter(|device| !clients.contains_key(device));
+    let up = |device| format!("link set {} addrgenmode none up", far_name(device));
+    let mut commands: Vec<_> = own.map(up).collect();
     let (device, mac) = (far_name(0), text(own_mac(0)));
     for (address, gateway) in OUTSIDE.iter().zip(GATEWAYS) {
         let address: IpAddr = address.parse().unwrap_or(IpAddr::from([0; 4]));
