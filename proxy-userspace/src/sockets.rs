@@ -15,13 +15,12 @@ mod sweep;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use proxy_common::abi::Protocol;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use self::clients::Clients;
 use self::holder::Parted;
@@ -65,21 +64,16 @@ pub struct Counts {
     pub tcp_closed: u64,
 }
 
-#[derive(Default, Debug)]
-struct Counters {
-    udp_closed: AtomicU64,
-    udp_moved: AtomicU64,
-    tcp_closed: AtomicU64,
-}
-
-impl Counters {
-    fn count(&self, protocol: Protocol, parted: Parted) {
-        let counter = match (protocol, parted) {
-            (Protocol::Udp, Parted::Closed) => &self.udp_closed,
-            (Protocol::Udp, Parted::Moved) => &self.udp_moved,
-            (Protocol::Tcp | Protocol::Sctp, Parted::Closed | Parted::Moved) => &self.tcp_closed,
+impl Counts {
+    fn add(&mut self, protocol: Protocol, parted: Parted) {
+        let count = match (protocol, parted) {
+            (Protocol::Udp, Parted::Closed) => &mut self.udp_closed,
+            (Protocol::Udp, Parted::Moved) => &mut self.udp_moved,
+            (Protocol::Tcp | Protocol::Sctp, Parted::Closed | Parted::Moved) => {
+                &mut self.tcp_closed
+            }
         };
-        let _before = counter.fetch_add(1, Ordering::Relaxed);
+        *count += 1;
     }
 }
 
@@ -109,7 +103,7 @@ pub struct Keeper {
     config: KeeperConfig,
     /// Does not ask the kernel to destroy sockets.
     by_holder: bool,
-    counters: Arc<Counters>,
+    counts: watch::Sender<Counts>,
     sweeper: Sweeper,
     clients: Clients,
     idle: Idle,
@@ -119,7 +113,7 @@ pub struct Keeper {
 #[derive(Clone, Debug)]
 pub struct KeeperHandle {
     changes: Sender<Change>,
-    counters: Arc<Counters>,
+    counts: watch::Receiver<Counts>,
 }
 
 impl KeeperHandle {
@@ -140,13 +134,8 @@ impl KeeperHandle {
     }
 
     /// How many sockets left backends that were gone, since the keeper was started.
-    pub fn counts(&self) -> Counts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            udp_closed: read(&self.counters.udp_closed),
-            udp_moved: read(&self.counters.udp_moved),
-            tcp_closed: read(&self.counters.tcp_closed),
-        }
+    pub fn counts(&self) -> watch::Receiver<Counts> {
+        self.counts.clone()
     }
 }
 
@@ -175,7 +164,7 @@ impl Keeper {
         Ok(Self {
             config,
             by_holder,
-            counters: Arc::default(),
+            counts: watch::Sender::default(),
             sweeper: Sweeper::open(pins)?,
             clients: Clients::open(pins)?,
             idle: Idle::open(pins)?,
@@ -186,7 +175,7 @@ impl Keeper {
         let (changes, heard) = channel();
         let handle = KeeperHandle {
             changes,
-            counters: Arc::clone(&self.counters),
+            counts: self.counts.subscribe(),
         };
         let thread = std::thread::Builder::new().name("sockets".to_owned());
         let run = move || self.run(&heard);
@@ -223,7 +212,7 @@ impl Keeper {
         let start = Instant::now();
         let swept = self
             .sweeper
-            .sweep(&self.config, self.by_holder, &self.counters);
+            .sweep(&self.config, self.by_holder, &self.counts);
         match swept {
             Ok(swept) => {
                 tracing::debug!(

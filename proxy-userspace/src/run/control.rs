@@ -24,7 +24,7 @@ use crate::loader::attach::Method;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
-use crate::sockets::KeeperHandle;
+use crate::sockets::{Counts, KeeperHandle};
 use crate::status::{self, LastSync, SocketEdgeStatus, Status};
 use crate::sync::{Report, Sync};
 
@@ -172,6 +172,8 @@ impl Control {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut trouble = self.vitals.problems.changes();
+        let none = watch::channel(Counts::default()).1;
+        let mut left = self.keeper.as_ref().map_or(none, KeeperHandle::counts);
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
@@ -195,6 +197,9 @@ impl Control {
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = left.changed() => {
+                    self.status.socket_edge.left = *left.borrow_and_update();
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }

@@ -16,7 +16,7 @@ use crate::loader::socket_settings::SocketSettingsMap;
 use crate::loader::{LoadError, SocketPrograms, node_netns};
 use crate::maps::{MapFailure, Table, wait_for_programs};
 use crate::node::{SocketLb, socket_flags};
-use crate::sockets::{Keeper, KeeperConfig, KeeperHandle};
+use crate::sockets::{Counts, Keeper, KeeperConfig, KeeperHandle};
 use crate::status::SocketEdgeStatus;
 
 /// Where sockets are to be served.
@@ -111,6 +111,7 @@ impl SocketEdge {
             status: SocketEdgeStatus {
                 serves: options.socket_lb.name().to_owned(),
                 cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+                left: Counts::default(),
             },
             problem,
             keeper,

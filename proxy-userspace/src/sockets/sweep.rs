@@ -8,12 +8,13 @@ use std::path::Path;
 use proxy_common::abi::{
     Addr, AddressFlags, Backend, Family, Frontend, FrontendKey, Port, Protocol, SocketRecord,
 };
+use tokio::sync::watch;
 
 use super::diag::{Found, Sockets};
 use super::fate::{Fate, fate, has_backend};
 use super::holder::{self, Parted};
 use super::namespaces::{self, Namespace};
-use super::{Counters, KeeperConfig, KeeperError};
+use super::{Counts, KeeperConfig, KeeperError};
 use crate::conntrack_gc::now;
 use crate::loader::pins::Pins;
 use crate::maps::{List, MapFailure, Table, wait_for_programs};
@@ -61,7 +62,7 @@ enum Outcome {
 struct Walk<'a> {
     leavers: &'a BTreeMap<u64, Leaver>,
     by_holder: bool,
-    counters: &'a Counters,
+    counts: &'a watch::Sender<Counts>,
     outcomes: BTreeMap<u64, Outcome>,
     /// Namespaces in which every socket was seen.
     namespaces: BTreeSet<Option<u64>>,
@@ -89,7 +90,7 @@ impl Sweeper {
         &mut self,
         config: &KeeperConfig,
         by_holder: bool,
-        counters: &Counters,
+        counts: &watch::Sender<Counts>,
     ) -> Result<Swept, KeeperError> {
         // A program that chose a backend before it went may just be recording that.
         wait_for_programs();
@@ -100,7 +101,7 @@ impl Sweeper {
         let mut walk = Walk {
             leavers: &leavers,
             by_holder,
-            counters,
+            counts,
             outcomes: BTreeMap::new(),
             namespaces: BTreeSet::new(),
         };
@@ -268,7 +269,8 @@ impl Walk<'_> {
         }
         match sockets.destroy(&found) {
             Ok(()) => {
-                self.counters.count(found.protocol, Parted::Closed);
+                self.counts
+                    .send_modify(|counts| counts.add(found.protocol, Parted::Closed));
                 Outcome::Left
             }
             Err(error) => Outcome::Stuck(found, error),
@@ -304,7 +306,8 @@ impl Walk<'_> {
             };
             match parted {
                 Ok(parted) => {
-                    self.counters.count(found.protocol, parted);
+                    self.counts
+                        .send_modify(|counts| counts.add(found.protocol, parted));
                     *outcome = Outcome::Left;
                 }
                 Err(error) => {
