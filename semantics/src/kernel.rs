@@ -43,6 +43,11 @@ pub const NOTE: &str = "time passes by making the records of affinity and of flo
     kernel's maps older; where updates of the kernel hang, by the clock of a control plane in \
     memory for which the daemon's servers answer";
 
+/// What is different with real sockets.
+pub const SOCKETS_NOTE: &str = "TCP and UDP clients on the node and its pods are sockets; cases \
+    with UDP among them are run again with sockets that are not connected; cases that say what \
+    kube-proxy's iptables mode does at localhost are run again with NodePorts there";
+
 /// Runs a case.
 pub fn run(case: &Case, socket_lb: Option<SocketLb>) -> Outcome {
     if let Some(outcome) = left_out(case) {

@@ -261,7 +261,7 @@ impl Process {
             IpAddr::V4(ip) if self.manner.is_mapped => {
                 SocketAddr::new(ip.to_ipv6_mapped().into(), address.port())
             }
-            _ => address,
+            IpAddr::V4(_) | IpAddr::V6(_) => address,
         }
     }
 
@@ -423,9 +423,9 @@ fn client(protocol: Protocol, manner: Manner, to: SocketAddr) -> io::Result<Sock
 }
 
 fn refused(error: io::Error) -> io::Result<Heard> {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Ok(Heard::Refused),
-        io::ErrorKind::ConnectionAborted => Ok(Heard::Closed),
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => Ok(Heard::Refused),
+        Some(libc::ECONNABORTED) => Ok(Heard::Closed),
         _ => Err(error),
     }
 }
