@@ -287,7 +287,9 @@ fn programs_move_to_another_cgroup() {
     let mut node = Node::serving("all");
     let pods = node.testbed.cgroup().join("kubepods");
     node.stop();
-    let daemon = beeline(&node.testbed).socket_lb("all").in_cgroup(&pods);
+    let daemon = beeline(&node.testbed)
+        .socket_lb("all")
+        .in_cgroup(pods.clone());
     let daemon = daemon.run::<&str>([]);
     node.daemon = Some(daemon.unwrap());
     let attached = node.attached();
@@ -295,6 +297,31 @@ fn programs_move_to_another_cgroup() {
     assert!(attached.iter().all(|[cgroup, ..]| *cgroup == inode(&pods)));
     assert_eq!(node.pointed(|| node.connect(&node.client.namespace)), 2);
     assert_eq!(node.pointed(|| node.connect(node.processes())), 0);
+}
+
+#[test]
+fn the_cgroup_is_found_if_none_is_named() {
+    let mut node = Node::new();
+    // Only those of the node: of pods, it would be those of all nodes of this machine.
+    let daemon = beeline(&node.testbed).socket_lb("host").in_cgroup(None);
+    node.daemon = Some(daemon.run::<&str>([]).unwrap());
+    let status = node.status();
+    let found = status["daemon"]["socket_edge"]["cgroup"].as_str().unwrap();
+    assert!(!Path::new(found).join("cgroup.events").exists(), "{found}");
+    assert_eq!(node.attached().len(), N_PROGRAMS);
+    if beeline::loader::node_netns().unwrap().is_some() {
+        assert_eq!(node.pointed(|| node.connect(node.processes())), 2);
+    }
+    node.stop();
+    let own = node.testbed.state_folder().join("cgroup");
+    let is_own = Path::new(found) == own;
+    let removed = beeline(&node.testbed).json(["cleanup"]).unwrap();
+    let paths = removed["paths"].as_array().unwrap();
+    assert_eq!(
+        paths.iter().any(|path| *path == own.to_str().unwrap()),
+        is_own
+    );
+    assert!(!own.exists());
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct Beeline<'a> {
     source: Vec<OsString>,
     node_name: String,
     socket_lb: &'static str,
-    cgroup: PathBuf,
+    cgroup: Option<PathBuf>,
 }
 
 impl<'a> Beeline<'a> {
@@ -42,7 +42,7 @@ impl<'a> Beeline<'a> {
             source,
             node_name: super::NODE_NAME.to_owned(),
             socket_lb: "off",
-            cgroup: testbed.cgroup().to_owned(),
+            cgroup: Some(testbed.cgroup().to_owned()),
         }
     }
 
@@ -55,9 +55,9 @@ impl<'a> Beeline<'a> {
         }
     }
 
-    /// Has sockets served in another control group than the node's.
+    /// Has sockets served in another control group than the node's; `None`: the daemon finds one.
     #[must_use]
-    pub fn in_cgroup(self, folder: impl Into<PathBuf>) -> Self {
+    pub fn in_cgroup(self, folder: impl Into<Option<PathBuf>>) -> Self {
         Self {
             cgroup: folder.into(),
             ..self
@@ -90,10 +90,11 @@ impl<'a> Beeline<'a> {
         Self { source, ..self }
     }
 
-    fn socket_args(&self) -> [&OsStr; 4] {
-        let cgroup = self.cgroup.as_os_str();
-        let [option, path] = ["--socket-lb", "--cgroup-path"].map(OsStr::new);
-        [option, OsStr::new(self.socket_lb), path, cgroup]
+    fn socket_args(&self) -> impl Iterator<Item = &OsStr> {
+        let which = ["--socket-lb", self.socket_lb].map(OsStr::new);
+        let folder = self.cgroup.iter().map(|folder| folder.as_os_str());
+        let path = folder.flat_map(|folder| [OsStr::new("--cgroup-path"), folder]);
+        which.into_iter().chain(path)
     }
 
     /// The file of the command.
