@@ -6,6 +6,7 @@
 //! manifest files ─┘  (events)  (state)  (pure)    (delta)  (pinned)    (in kernel)
 //! ```
 
+mod causes;
 pub mod cli;
 pub mod conntrack_gc;
 pub mod desired;

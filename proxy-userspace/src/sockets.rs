@@ -27,6 +27,7 @@ use self::clients::Clients;
 use self::holder::Parted;
 use self::idle::Idle;
 use self::sweep::{Sweeper, Swept};
+use crate::causes;
 use crate::conntrack_gc::Timeouts;
 use crate::loader::pins::Pins;
 use crate::maps::MapFailure;
@@ -255,9 +256,7 @@ impl Keeper {
 }
 
 fn warn(action: &str, error: &dyn Error) {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let causes: Vec<_> = causes.map(ToString::to_string).collect();
-    tracing::warn!("{action}: {}", causes.join(": "));
+    tracing::warn!("{action}: {}", causes::line(error));
 }
 
 /// What is to be done when.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::tree::Tree;
 use super::wanted::{Pods, Wanted};
 use super::{Skip, View};
+use crate::causes;
 use crate::loader::pins::Pins;
 use crate::maps::{List, MapFailure, Table};
 use crate::model::Event;
@@ -118,7 +119,7 @@ impl Keeper {
                 self.inherited = inherited;
                 self.nowhere(&view)
             }
-            Err(error) => Some(message(&error)),
+            Err(error) => Some(causes::line(&error)),
         };
         view.levels |= self.inherited;
         self.pause = next_pause(self.pause, is_done);
@@ -169,12 +170,6 @@ fn next_pause(pause: Duration, is_done: bool) -> Duration {
     } else {
         (pause * 2).min(BACKOFF.1)
     }
-}
-
-/// An error with its causes.
-fn message(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    Vec::from_iter(causes.map(ToString::to_string)).join(": ")
 }
 
 impl Handle {

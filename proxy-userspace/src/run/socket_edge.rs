@@ -11,6 +11,7 @@ use proxy_common::abi::{DatagramKey, SocketRecord};
 
 use super::Options;
 use super::known_pods::KnownPods;
+use crate::causes;
 use crate::loader::cgroup::{self, Cgroup, CgroupError};
 use crate::loader::pins::Pins;
 use crate::loader::socket_settings::SocketSettingsMap;
@@ -57,7 +58,7 @@ impl Site {
     fn problem(&self) -> Option<String> {
         match self {
             Self::Off | Self::Given(_) => None,
-            Self::Missing(error) => Some(error_chain(error)),
+            Self::Missing(error) => Some(causes::line(error)),
             Self::Found(cgroup) => (!cgroup.is_root()).then(|| partial(cgroup.path())),
         }
     }
@@ -175,15 +176,4 @@ fn partial(path: &Path) -> String {
          into the container and name it with --cgroup-path",
         path.display()
     )
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@ use proxy_common::abi::FrontendKey;
 
 use super::dump::describe;
 use super::target::Write;
+use crate::causes;
 use crate::model::ObjectName;
 
 /// The reason, worded for an administrator.
@@ -92,7 +93,7 @@ impl Refusal {
     pub(super) fn write(write: &Write, error: &dyn Error) -> Self {
         Self::Write {
             map: map_of(write),
-            cause: chain(error),
+            cause: causes::line(error),
         }
     }
 
@@ -115,16 +116,4 @@ fn map_of(write: &Write) -> &'static str {
         Write::Address { .. } | Write::RemoveAddress { .. } => "ADDRESSES",
         Write::SourceRange { .. } | Write::RemoveSourceRange { .. } => "SOURCE_RANGES",
     }
-}
-
-/// The error and what caused it, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -375,9 +375,7 @@ fn datagrams_stick_to_their_backend_until_it_is_gone() {
     memory.retire_backends_at("10.244.1.1".parse().unwrap(), BackendState::NotServing);
     let moved = pointed(send(&memory, &udp(SERVICE)));
     assert_ne!(moved, at(ONE));
-    memory.remove_backends_at(IpAddr::from(
-        <[u8; 4]>::try_from(moved.addr.v4_word().to_ne_bytes()).unwrap(),
-    ));
+    memory.remove_backends_at(IpAddr::from(moved.addr.v4_word().to_ne_bytes()));
     let rest: Vec<_> = many
         .into_iter()
         .filter(|it| at(&it.to_string()) != moved)
