@@ -57,11 +57,12 @@ fn connect(address: &SockAddr) -> i32 {
         return GO_ON;
     };
     let dial = address.dial(protocol, address.bound_address());
-    match socket::connect(&Maps, &dial) {
+    let answer = socket::connect(&Maps, &dial);
+    if answer == Answer::Refuse && !kernel::refuse_connection() {
         // The packets of the connection are refused then, with the same error.
-        Answer::Refuse if !kernel::refuse_connection() => GO_ON,
-        answer => conclude(address, answer),
+        return GO_ON;
     }
+    conclude(address, answer)
 }
 
 #[inline(always)]
