@@ -110,6 +110,8 @@ pub struct Keeper {
     sweeper: Sweeper,
     clients: Clients,
     idle: Idle,
+    /// Sockets that the last sweep could do nothing about.
+    n_stuck: usize,
 }
 
 /// Tells a [`Keeper`] what happens. It ends with its last handle.
@@ -171,6 +173,7 @@ impl Keeper {
             sweeper: Sweeper::open(pins)?,
             clients: Clients::open(pins)?,
             idle: Idle::open(pins)?,
+            n_stuck: 0,
         })
     }
 
@@ -223,7 +226,8 @@ impl Keeper {
                     "looked for sockets to part: {swept:?} in {:?}",
                     start.elapsed()
                 );
-                if swept.n_stuck > 0 {
+                let n_before = std::mem::replace(&mut self.n_stuck, swept.n_stuck);
+                if swept.n_stuck > n_before {
                     tracing::warn!(
                         "{} sockets to backends that are gone can be neither closed nor moved",
                         swept.n_stuck

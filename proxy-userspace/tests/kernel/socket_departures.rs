@@ -517,3 +517,33 @@ fn sockets_are_listed() {
         }
     }
 }
+
+/// What sockets that are not connected said to backends long ago; both records go.
+#[test]
+fn old_datagrams_are_forgotten() {
+    const PASSES: Duration = Duration::from_secs(65);
+    let world = world(Layout::Routed, &[]);
+    let local = Endpoint::new(&world.local, NODE_NAME);
+    world.apply(&service(&[&local]));
+    let open = clients(&world);
+    let maps = Maps::open(&pins(&world)).unwrap();
+    let n_records = || maps.datagrams.keys().count();
+    assert_eq!(n_records(), 2 * open.len());
+    let config = KeeperConfig {
+        gone_backends: GoneBackends::Reset,
+        timeouts: Timeouts::with(&["udp-stream=1s".to_owned()]).unwrap(),
+        proc: "/proc".into(),
+    };
+    let _keeper = world
+        .on_node(|| Keeper::start(&pins(&world), config))
+        .unwrap();
+    let start = Instant::now();
+    while n_records() > 0 {
+        assert!(start.elapsed() < PASSES, "{} records stay", n_records());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // They are no loss.
+    for client in &open {
+        assert_eq!(client.ask_openly(), "local", "{}", client.who);
+    }
+}

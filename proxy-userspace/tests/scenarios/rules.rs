@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use beeline::desired::{DesiredBackend, DesiredFrontend, DesiredPort, compile};
 use beeline::model::{EndpointSlice, Service, TrafficPolicy};
+use beeline::node::GoneBackends;
 use proxy_common::abi::{BackendFlags, BackendState, Family, FrontendFlags, Protocol};
 
 use super::build::{self, Build, facts};
@@ -541,6 +542,23 @@ fn both_sets_are_contiguous_in_one_block() {
     let both = here.union(local).union(cluster);
     let none = BackendFlags::NONE;
     assert_eq!(flags, [here.union(local), both, cluster, none, none]);
+}
+
+#[test]
+fn what_a_service_says_of_gone_backends_is_noted_at_each() {
+    let mut service = service(&["10.96.0.1"]);
+    let slice = slice(Family::Ipv4, &["10.0.0.1"]);
+    for (word, expected) in [
+        (None, BackendFlags::NONE),
+        (Some(GoneBackends::Reset), BackendFlags::RESET_WHEN_GONE),
+        (Some(GoneBackends::Keep), BackendFlags::KEEP_WHEN_GONE),
+    ] {
+        service.gone_backends = word;
+        let port = &compile(&service, std::slice::from_ref(&slice), &facts(None))[0];
+        let flags = port.backend_flags(0);
+        assert_eq!(flags.when_gone(), expected);
+        assert!(flags.contains(BackendFlags::IN_CLUSTER_SET));
+    }
 }
 
 #[test]
