@@ -109,6 +109,8 @@ pub struct Keeper {
     sweeper: Sweeper,
     clients: Clients,
     idle: Idle,
+    /// Sockets that the last sweep could do nothing about.
+    n_stuck: usize,
 }
 
 /// Tells a [`Keeper`] what happens. It ends with its last handle.
@@ -170,6 +172,7 @@ impl Keeper {
             sweeper: Sweeper::open(pins)?,
             clients: Clients::open(pins)?,
             idle: Idle::open(pins)?,
+            n_stuck: 0,
         })
     }
 
@@ -222,7 +225,8 @@ impl Keeper {
                     "looked for sockets to part: {swept:?} in {:?}",
                     start.elapsed()
                 );
-                if swept.n_stuck > 0 {
+                let n_before = std::mem::replace(&mut self.n_stuck, swept.n_stuck);
+                if swept.n_stuck > n_before {
                     tracing::warn!(
                         "{} sockets to backends that are gone can be neither closed nor moved",
                         swept.n_stuck
@@ -255,9 +259,13 @@ impl Keeper {
 }
 
 fn warn(action: &str, error: &dyn Error) {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let causes: Vec<_> = causes.map(ToString::to_string).collect();
-    tracing::warn!("{action}: {}", causes.join(": "));
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    tracing::warn!("{action}: {text}");
 }
 
 /// What is to be done when.
