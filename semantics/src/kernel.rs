@@ -5,6 +5,7 @@
 //! comes out where; then the backend's reply is sent back.
 
 mod checks;
+mod clients;
 mod conn;
 mod edge;
 mod flows;
@@ -14,6 +15,7 @@ mod memory;
 mod packet;
 mod plan;
 mod pods;
+mod process;
 mod proxy;
 mod stuck;
 mod talk;
