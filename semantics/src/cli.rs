@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::case::{self, Case, Read};
+use crate::kernel::SocketLb;
 use crate::outcome::Outcome;
 use crate::{kernel, pure};
 
@@ -27,6 +28,10 @@ pub struct Args {
     /// Run one level only
     #[arg(long, value_name = "LEVEL")]
     level: Option<Level>,
+    /// Have clients on pods be real sockets at level kernel, and these sockets served when they
+    /// connect [default: clients on pods are frames, no socket is served]
+    #[arg(long, value_name = "WHOSE")]
+    socket_lb: Option<SocketLb>,
     /// Run the cases with these ids only
     #[arg(long = "case", value_name = "ID")]
     cases: Vec<String>,
@@ -52,10 +57,10 @@ impl Level {
         }
     }
 
-    fn run(self, case: &Case) -> Outcome {
+    fn run(self, case: &Case, socket_lb: Option<SocketLb>) -> Outcome {
         match self {
             Self::Pure => pure::run(case),
-            Self::Kernel => kernel::run(case),
+            Self::Kernel => kernel::run(case, socket_lb),
         }
     }
 
@@ -89,7 +94,10 @@ fn run(args: &Args) -> Result<Tally> {
         .level
         .as_ref()
         .map_or(Level::value_variants(), std::slice::from_ref);
-    let total: Tally = levels.iter().map(|level| run_level(*level, &cases)).sum();
+    let total: Tally = levels
+        .iter()
+        .map(|level| run_level(*level, &cases, args))
+        .sum();
     if total.left_out > 0 {
         println!("{} not on the wire", total.left_out);
     }
@@ -122,13 +130,13 @@ fn read(args: &Args) -> Result<Vec<Read>> {
     Ok(cases)
 }
 
-fn run_level(level: Level, cases: &[Read]) -> Tally {
+fn run_level(level: Level, cases: &[Read], args: &Args) -> Tally {
     println!("\n== {}", level.name());
     if level == Level::Kernel {
         println!("{}", kernel::NOTE);
     }
     let results = in_parallel(level.n_workers(), cases, |read| {
-        Some(level.run(read.case.as_ref().ok()?))
+        Some(level.run(read.case.as_ref().ok()?, args.socket_lb))
     });
     if level == Level::Kernel {
         kernel::tear_down();
@@ -138,6 +146,14 @@ fn run_level(level: Level, cases: &[Read]) -> Tally {
         let (one, text) = report(read, outcome.as_ref());
         tally += one;
         print!("{text}");
+    }
+    if level == Level::Kernel && args.socket_lb.is_some_and(SocketLb::is_on) {
+        println!("{}", kernel::socket_edge());
+        // Single cases may have no client that it serves.
+        if args.cases.is_empty() && !kernel::is_edge_used() {
+            println!("FAILED: the socket edge was never used");
+            tally.failed += 1;
+        }
     }
     println!("== {}: {tally}", level.name());
     tally

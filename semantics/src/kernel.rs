@@ -6,15 +6,18 @@
 
 mod checks;
 mod conn;
+mod edge;
 mod flows;
 mod host;
 mod kits;
 mod memory;
 mod packet;
 mod plan;
+mod pods;
 mod proxy;
 mod stuck;
 mod talk;
+mod way;
 mod wire;
 mod world;
 
@@ -22,14 +25,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 
+use self::edge::EDGE;
 use self::flows::Flows;
 use self::kits::Kit;
 use self::plan::Plan;
 use self::proxy::Proxy;
+use self::way::Way;
 use self::world::World;
 use crate::case::{Case, Check, Flow, Step};
 use crate::outcome::{Failure, Item, Outcome, Place};
 use crate::pure::left_out;
+
+pub use self::way::SocketLb;
 
 /// How this level has time pass.
 pub const NOTE: &str = "time passes by making the records of affinity and of flows in the \
@@ -37,7 +44,7 @@ pub const NOTE: &str = "time passes by making the records of affinity and of flo
     memory for which the daemon's servers answer";
 
 /// Runs a case.
-pub fn run(case: &Case) -> Outcome {
+pub fn run(case: &Case, socket_lb: Option<SocketLb>) -> Outcome {
     if let Some(outcome) = left_out(case) {
         return outcome;
     }
@@ -46,12 +53,28 @@ pub fn run(case: &Case) -> Outcome {
         let reason = "the real daemon's updates of the kernel can't be made to hang";
         return Outcome::NotOnTheWire(reason.into());
     }
-    let play = if is_stuck { stuck::failures } else { failures };
-    match catch_unwind(AssertUnwindSafe(|| play(case))) {
+    let play = || match is_stuck {
+        true => stuck::failures(case),
+        false => {
+            let ways = Way::all(case, socket_lb).into_iter();
+            ways.flat_map(|way| failures(case, way)).collect()
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(play)) {
         Ok(failures) => Outcome::of(failures),
         // What it has said is on the screen already.
         Err(_) => Outcome::Failed(vec![START.fails("the runner panicked")]),
     }
+}
+
+/// What the socket edge did, in a line.
+pub fn socket_edge() -> String {
+    EDGE.to_string()
+}
+
+/// Whether the socket edge has done anything.
+pub fn is_edge_used() -> bool {
+    EDGE.n_pointed() > 0
 }
 
 /// How many cases may run at a time. Most of their time is the kernel's, for the verifier.
@@ -76,18 +99,22 @@ fn is_stuck(case: &Case) -> bool {
     blocked.flatten().next().is_some()
 }
 
-fn failures(case: &Case) -> Vec<Failure> {
+fn failures(case: &Case, way: Way) -> Vec<Failure> {
     let failed = |error: anyhow::Error| vec![START.fails(format!("{error:#}"))];
     let kit = match Kit::take() {
         Ok(kit) => kit,
         Err(error) => return failed(error),
     };
-    let failures = match Node::start(case, &kit) {
+    let mut failures = match Node::start(case, &kit, way) {
         Ok(node) => play(case, node),
         Err(error) => failed(error),
     };
     // Nothing of the case is left now but what is pinned.
     kit.hand_on();
+    let note = way.to_string();
+    failures
+        .iter_mut()
+        .for_each(|failure| failure.reason += &note);
     failures
 }
 
@@ -113,16 +140,18 @@ struct Node {
     proxy: Proxy,
     world: World,
     flows: Flows,
+    way: Way,
 }
 
 impl Node {
-    fn start(case: &Case, kit: &Kit) -> Result<Self> {
-        let world = World::build(Plan::new(case), kit.testbed()?)?;
-        let proxy = Proxy::start(&world.testbed, &world.plan, case)?;
+    fn start(case: &Case, kit: &Kit, way: Way) -> Result<Self> {
+        let world = World::build(Plan::new(case), kit.testbed()?, way.has_sockets())?;
+        let proxy = Proxy::start(&world.testbed, &world.plan, case, way)?;
         Ok(Self {
             proxy,
             world,
-            flows: Flows::new(has_affinity(case)),
+            flows: Flows::new(has_affinity(case), way),
+            way,
         })
     }
 
@@ -150,7 +179,10 @@ impl Node {
     fn observe(&mut self, step: Option<usize>, flows: &[Flow], checks: &[Check]) -> Vec<Failure> {
         let mut failures = Vec::new();
         for (index, flow) in flows.iter().enumerate() {
-            if let Err(error) = self.flows.send(&mut self.world, flow) {
+            let Some(flow) = self.way.flow(flow) else {
+                continue;
+            };
+            if let Err(error) = self.flows.send(&mut self.world, &flow) {
                 let item = Item::Flow(index, flow.name.clone());
                 failures.push(Place { step, item }.fails(format!("{error:#}")));
             }

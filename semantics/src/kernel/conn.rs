@@ -10,6 +10,7 @@ use proxy_common::testing::Frame;
 
 use super::host::Process;
 use super::packet::{ACK, Body, RST, Seen};
+use super::pods::Ear;
 use super::talk::{Talk, is_same};
 use super::world::{Place, Sighting};
 use crate::case::Protocol;
@@ -21,15 +22,19 @@ pub(super) struct Conn {
     pub(super) client: Client,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
+    /// The backend that it had last.
+    pub(super) backend: Option<SocketAddr>,
+    /// Whether the socket edge has pointed it there.
+    pub(super) is_pointed: bool,
 }
 
 /// Who sends.
 #[derive(Debug)]
 pub(super) enum Client {
-    /// Somebody beyond this device.
-    Far(usize),
-    /// A process of the node.
-    Near(Process),
+    /// Nobody: frames by this device.
+    Frames(usize),
+    /// A process of a pod behind this device or, if `None`, of the node.
+    Socket(Option<usize>, Process),
 }
 
 /// What became of a packet.
@@ -45,6 +50,18 @@ pub(super) enum Fate {
 }
 
 impl Conn {
+    /// Its socket, if it is one of a pod's.
+    pub(super) fn ear(&self) -> Option<Ear> {
+        let Client::Socket(Some(device), _) = self.client else {
+            return None;
+        };
+        Some(Ear {
+            device,
+            protocol: self.talk.protocol,
+            at: self.from,
+        })
+    }
+
     /// Whether what was seen is this packet of the client's, on its way to wherever.
     pub(super) fn is_packet(&self, packet: &Frame, is_first: bool, seen: &Seen) -> bool {
         let Some(transport) = seen.transport() else {
@@ -55,20 +72,20 @@ impl Conn {
         }
         match &self.client {
             // Its sequence numbers are the kernel's.
-            Client::Near(_) if self.talk.protocol == Protocol::Tcp => {
+            Client::Socket(..) if self.talk.protocol == Protocol::Tcp => {
                 if is_first {
                     transport.is_syn()
                 } else {
                     transport.payload == packet.payload
                 }
             }
-            Client::Far(_) | Client::Near(_) => is_same(packet, transport),
+            Client::Frames(_) | Client::Socket(..) => is_same(packet, transport),
         }
     }
 
-    /// What was seen, if it tells the client that its packet is refused.
+    /// What was seen, if it tells a client without a socket that its packet is refused.
     pub(super) fn refusal(&self, packet: &Frame, sighting: &Sighting) -> Option<Fate> {
-        let Client::Far(device) = self.client else {
+        let Client::Frames(device) = self.client else {
             return None;
         };
         let seen = &sighting.seen;
@@ -151,8 +168,8 @@ impl Conn {
     /// What to wait for besides packets.
     pub(super) fn events(&self, is_first: bool) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.client {
-            Client::Far(_) => None,
-            Client::Near(process) => Some(process.events(is_first)),
+            Client::Frames(_) => None,
+            Client::Socket(_, process) => Some(process.events(is_first)),
         }
     }
 }

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::testing::Frame;
+use xtask::testbed::Namespace;
 
 use super::conn::{Client, Conn, Fate};
-use super::host::{Heard, Process};
+use super::edge::EDGE;
+use super::host::{Heard, Manner, Process};
 use super::memory::Remembered;
 use super::talk::Talk;
+use super::way::Way;
 use super::world::{Place, Sighting, World, list};
-use crate::case::{Expect, Flow, Packet, Protocol, Verdict};
+use crate::case::{Expect, Flow, Kind, Packet, Protocol, Verdict};
 
 /// How long something that should happen may take …
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -21,8 +24,12 @@ const PATIENCE: Duration = Duration::from_millis(700);
 const LESS_PATIENCE: Duration = Duration::from_millis(200);
 /// How long nothing must happen. Packets pass a node while they are being sent.
 const SILENCE: Duration = Duration::from_millis(40);
+/// How long it may take until a socket is told that its backend is gone.
+const TELLING: Duration = Duration::from_secs(3);
 /// Least number of connections by which it is looked what a flow may get.
 const N_TRIES: usize = 6;
+/// By how many it is looked whether sockets are refused, say, however they are used.
+const N_MANNERS: usize = 4;
 /// The first source port of those that are used in turn.
 const FIRST_PORT: u16 = 32_768;
 
@@ -34,6 +41,7 @@ pub(super) struct Flows {
     got: BTreeMap<String, SocketAddr>,
     n_talks: u32,
     has_affinity: bool,
+    way: Way,
     patience: Duration,
     /// Seen, but not looked for yet.
     pending: Vec<Sighting>,
@@ -52,12 +60,13 @@ struct Peer {
 impl Flows {
     /// Nothing sent yet. With `has_affinity`, what is remembered of clients is put back before
     /// each try, so that all of them find what the first did.
-    pub(super) fn new(has_affinity: bool) -> Self {
+    pub(super) fn new(has_affinity: bool, way: Way) -> Self {
         Self {
             conns: BTreeMap::new(),
             got: BTreeMap::new(),
             n_talks: 0,
             has_affinity,
+            way,
             patience: PATIENCE,
             pending: Vec::new(),
         }
@@ -95,8 +104,13 @@ impl Flows {
         if flow.expect.verdict == Verdict::Forward {
             self.try_all(world, flow, restore)?;
             restore()?;
+        } else if self.way.has_sockets() && self.is_socket(world, flow) {
+            for index in 1..N_MANNERS {
+                let mut conn = self.conn(world, flow, index)?;
+                self.first(world, flow, &mut conn, |_| true)?;
+            }
         }
-        let mut conn = self.conn(world, flow)?;
+        let mut conn = self.conn(world, flow, 0)?;
         let result = self.first(world, flow, &mut conn, |_| true);
         if let Some(name) = &flow.conn {
             self.conns.insert(name.clone(), conn);
@@ -122,7 +136,7 @@ impl Flows {
         let mut n_tries = 0;
         while n_tries < N_TRIES || (!missing.is_empty() && n_tries < most) {
             restore()?;
-            let mut conn = self.conn(world, flow)?;
+            let mut conn = self.conn(world, flow, n_tries)?;
             let is_new = |backend: &SocketAddr| missing.contains(backend);
             let backend = self.first(world, flow, &mut conn, is_new)?;
             if let Some(backend) = backend {
@@ -144,22 +158,30 @@ impl Flows {
         backend.with_context(|| format!("the flow '{id}' has got no backend"))
     }
 
-    /// A connection that nobody had before.
-    fn conn(&mut self, world: &World, flow: &Flow) -> Result<Conn> {
+    /// Whether the client of a flow is a socket.
+    fn is_socket(&self, world: &World, flow: &Flow) -> bool {
+        match world.plan.client_device(flow) {
+            Some(device) => {
+                let can_be = flow.from.kind == Kind::Pod && flow.to.protocol != Protocol::Sctp;
+                can_be && world.pod(device).is_some()
+            }
+            None => true,
+        }
+    }
+
+    /// A connection that nobody had before. Sockets are used in another manner for each `index`.
+    fn conn(&mut self, world: &World, flow: &Flow, index: usize) -> Result<Conn> {
         self.n_talks += 1;
         let port = FIRST_PORT + u16::try_from(self.n_talks % 28_000)?;
         let to = SocketAddr::new(flow.to.ip, flow.to.port);
         let (client, from) = match world.plan.client_device(flow) {
-            Some(device) => (Client::Far(device), SocketAddr::new(flow.from.ip, port)),
-            None => {
-                let node = &world.testbed.node().namespace;
-                let process = xtask::testbed::in_namespace(node, || {
-                    Process::new(flow.to.protocol, flow.from.ip, port, to)
-                });
-                let process =
-                    process.with_context(|| format!("be a client at {}", flow.from.ip))?;
+            Some(device) if !self.is_socket(world, flow) => {
+                (Client::Frames(device), SocketAddr::new(flow.from.ip, port))
+            }
+            device => {
+                let process = self.process(world, flow, device, (port, index))?;
                 let from = process.from;
-                (Client::Near(process), from)
+                (Client::Socket(device, process), from)
             }
         };
         Ok(Conn {
@@ -167,7 +189,43 @@ impl Flows {
             client,
             from,
             to,
+            backend: None,
+            is_pointed: false,
         })
+    }
+
+    fn process(
+        &self,
+        world: &World,
+        flow: &Flow,
+        device: Option<usize>,
+        (port, index): (u16, usize),
+    ) -> Result<Process> {
+        let manner = self.manner(world, flow, device, index);
+        // Processes of the node share its ports with others.
+        let own = device.map_or(0, |_| port);
+        let from = SocketAddr::new(flow.from.ip, own);
+        let to = SocketAddr::new(flow.to.ip, flow.to.port);
+        xtask::testbed::in_namespace(home(world, device), || {
+            Process::new(flow.to.protocol, manner, from, port, to)
+        })
+        .with_context(|| format!("be a client at {}", flow.from.ip))
+    }
+
+    fn manner(&self, world: &World, flow: &Flow, device: Option<usize>, index: usize) -> Manner {
+        if !self.way.has_sockets() || flow.to.protocol == Protocol::Sctp {
+            return Manner::default();
+        }
+        let from = flow.from.ip;
+        Manner {
+            is_unconnected: self.way.is_unconnected,
+            is_mapped: from.is_ipv4() && index % 3 == 1,
+            is_unbound: match device {
+                Some(device) => index % 2 == 1 && world.plan.is_only_address(device, from),
+                // Who is bound to loopback can't talk to anybody else.
+                None => from.is_loopback(),
+            },
+        }
     }
 
     /// A connection's first packet. If `is_answered` by the backend it got, on until the
@@ -180,18 +238,20 @@ impl Flows {
         is_answered: impl Fn(&SocketAddr) -> bool,
     ) -> Result<Option<SocketAddr>> {
         let packet = conn.talk.first(conn.from, conn.to);
-        self.pending.clear();
+        self.begin(world, conn);
         let sent = match &conn.client {
-            Client::Far(device) => {
+            Client::Frames(device) => {
                 world.send(*device, &packet)?;
                 Ok(())
             }
-            Client::Near(process) => process.open(&packet),
+            Client::Socket(_, process) => process.open(&packet),
         };
+        self.note_pointed(world, conn)?;
         let fate = self.watch(world, conn, &packet, sent, true, &flow.expect)?;
         let Some(peer) = self.judge(world, flow, conn, fate)? else {
             return Ok(None);
         };
+        conn.backend = Some(peer.backend);
         if is_answered(&peer.backend) {
             let answer = conn.talk.first_answer(peer.backend, peer.client, peer.seq);
             self.answer(world, conn, &peer, &answer, true)?;
@@ -205,16 +265,13 @@ impl Flows {
         let Some(packet) = conn.talk.second(conn.from, conn.to) else {
             return Ok(());
         };
-        self.pending.clear();
-        let sent = match &conn.client {
-            Client::Far(device) => {
-                world.send(*device, &packet)?;
-                Ok(())
-            }
-            // The kernel has said it.
-            Client::Near(_) if conn.talk.protocol == Protocol::Tcp => return Ok(()),
-            Client::Near(process) => process.send(&packet),
-        };
+        // A kernel has said it.
+        if matches!(conn.client, Client::Socket(..)) && conn.talk.protocol == Protocol::Tcp {
+            self.pending.extend(world.look()?);
+            return Ok(());
+        }
+        self.begin(world, conn);
+        let sent = send(world, conn, &packet)?;
         let fate = self.watch(world, conn, &packet, sent, false, &flow.expect)?;
         let same = matches!(
             &fate,
@@ -249,20 +306,62 @@ impl Flows {
 
     fn next(&mut self, world: &World, flow: &Flow, conn: &mut Conn) -> Result<()> {
         let packet = conn.talk.next(conn.from, conn.to);
-        self.pending.clear();
-        let sent = match &conn.client {
-            Client::Far(device) => {
-                world.send(*device, &packet)?;
-                Ok(())
-            }
-            Client::Near(process) => process.send(&packet),
-        };
+        self.begin(world, conn);
+        self.heed(world, conn, &flow.expect)?;
+        let sent = send(world, conn, &packet)?;
+        self.note_pointed(world, conn)?;
         let fate = self.watch(world, conn, &packet, sent, false, &flow.expect)?;
         let Some(peer) = self.judge(world, flow, conn, fate)? else {
             return Ok(());
         };
+        conn.backend = Some(peer.backend);
         let answer = conn.talk.next_answer(peer.backend, peer.client, peer.seq);
         self.answer(world, conn, &peer, &answer, false)
+    }
+
+    /// What comes now has to do with this connection.
+    fn begin(&mut self, world: &World, conn: &Conn) {
+        self.pending.clear();
+        world.listen(conn.ear());
+    }
+
+    /// Looks whether the socket edge has pointed a socket that has dialled.
+    fn note_pointed(&self, world: &World, conn: &mut Conn) -> Result<()> {
+        if let Client::Socket(_, process) = &conn.client
+            && self.way.has_edge()
+        {
+            conn.is_pointed = EDGE.points(&world.testbed, process)?;
+        }
+        Ok(())
+    }
+
+    /// A connected UDP socket that was pointed at a backend which it must not have any more is
+    /// told so. Its client takes another then.
+    fn heed(&mut self, world: &World, conn: &mut Conn, expect: &Expect) -> Result<()> {
+        let Client::Socket(device, process) = &mut conn.client else {
+            return Ok(());
+        };
+        let is_gone = |backend: SocketAddr| !expect.backends.contains(&backend);
+        if !process.is_connected_udp() || !conn.is_pointed || !conn.backend.is_some_and(is_gone) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + TELLING;
+        loop {
+            match process.hears(false)? {
+                Heard::Closed | Heard::Refused => break,
+                Heard::Nothing => {}
+                Heard::Answer(_) => bail!("the client has heard something nobody said"),
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the client's socket was not told within {TELLING:?} that its backend is gone"
+            );
+            world.wait(Some(process.events(false)), deadline)?;
+            self.pending.extend(world.look()?);
+        }
+        EDGE.has_told();
+        xtask::testbed::in_namespace(home(world, *device), || process.reopen())
+            .context("take another socket")
     }
 
     /// Waits for what becomes of a packet.
@@ -282,10 +381,11 @@ impl Flows {
         let mut told = sent.err().map(Fate::told);
         let deadline = Instant::now() + patience;
         loop {
-            if let (Client::Near(process), None) = (&conn.client, &told) {
+            if let (Client::Socket(_, process), None) = (&conn.client, &told) {
                 told = match process.hears(is_first) {
                     Ok(Heard::Refused) => Some(Fate::Refused("connection refused")),
                     Ok(Heard::Nothing | Heard::Answer(_)) => None,
+                    Ok(Heard::Closed) => Some(Fate::Wrong("its socket was closed".to_owned())),
                     Err(error) => Some(Fate::told(error)),
                 };
             }
@@ -433,8 +533,11 @@ impl Flows {
         let is_kernels = peer.place == Place::Node && conn.talk.protocol == Protocol::Tcp;
         let deadline = Instant::now() + self.patience;
         loop {
+            if conn.ear().is_some() {
+                self.pending.extend(world.look()?);
+            }
             let heard = match &conn.client {
-                Client::Far(device) => {
+                Client::Frames(device) => {
                     self.pending.extend(world.look()?);
                     let place = Place::Device(*device);
                     let sightings = std::mem::take(&mut self.pending);
@@ -446,7 +549,7 @@ impl Flows {
                         None => false,
                     }
                 }
-                Client::Near(process) => match process.hears(is_first) {
+                Client::Socket(_, process) => match process.hears(is_first) {
                     Ok(Heard::Nothing) => is_kernels && !is_first,
                     Ok(Heard::Answer(bytes)) => {
                         let is_opened = is_first && conn.talk.protocol == Protocol::Tcp;
@@ -457,6 +560,7 @@ impl Flows {
                         true
                     }
                     Ok(Heard::Refused) => bail!("the answer reached the client as a refusal"),
+                    Ok(Heard::Closed) => bail!("the client's socket was closed before the answer"),
                     Err(error) => bail!("the client's socket says to the answer: {error}"),
                 },
             };
@@ -497,6 +601,20 @@ impl Flows {
         } else {
             format!("; seen beside: {}", lines.join(", "))
         }
+    }
+}
+
+/// The namespace of a client behind a device, or of the node's.
+fn home(world: &World, device: Option<usize>) -> &Namespace {
+    let pod = device.and_then(|device| world.pod(device));
+    pod.unwrap_or(&world.testbed.node().namespace)
+}
+
+/// Sends a packet of a connection. The inner result is what the client is told.
+fn send(world: &World, conn: &Conn, packet: &Frame) -> Result<io::Result<()>> {
+    match &conn.client {
+        Client::Frames(device) => world.send(*device, packet).map(Ok),
+        Client::Socket(_, process) => Ok(process.send(packet)),
     }
 }
 

@@ -12,18 +12,20 @@ use anyhow::{Context, Result, ensure};
 use beeline::loader::pins::Pins;
 use beeline::maps::{Maps, Table};
 use bytemuck::{Pod, Zeroable as _};
-use proxy_common::abi::{Backend, Settings};
+use proxy_common::abi::{Backend, PodFlags, Settings, SocketClient};
 use xtask::testbed::Testbed;
 
 /// All pinned maps. Of those not named in [`wipe`], SLOTS holds nothing that counts without
 /// frontends, CRC_SHIFTS is constant, DRAFT does not outlast a packet, and AYA_LOGS is on its way
 /// to somebody's log.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 22] = [
     "ADDRESSES",
     "AFFINITY",
     "AYA_LOGS",
     "BACKENDS",
+    "CLIENTS",
     "CRC_SHIFTS",
+    "DATAGRAMS",
     "DEVICES",
     "DRAFT",
     "FLOWS",
@@ -31,10 +33,13 @@ const MAPS: [&str; 17] = [
     "FRONTENDS",
     "NETWORKS",
     "OUTCOMES",
+    "PODS",
     "SERVICES",
     "SERVICE_COUNTERS",
     "SETTINGS",
     "SLOTS",
+    "SOCKETS",
+    "SOCKET_SETTINGS",
     "SOURCE_RANGES",
 ];
 
@@ -104,6 +109,10 @@ fn wipe(bpffs: &Path) -> Result<()> {
     clear(&mut maps.flows)?;
     clear(&mut maps.affinity)?;
     clear(&mut maps.fragments)?;
+    clear(&mut maps.sockets)?;
+    clear(&mut maps.datagrams)?;
+    clear(&mut Table::<u64, SocketClient>::open(&pins, "CLIENTS")?)?;
+    clear(&mut Table::<u64, PodFlags>::open(&pins, "PODS")?)?;
     let ranges: Vec<_> = maps.source_ranges.keys().collect::<Result<_, _>>()?;
     for (length, data) in ranges {
         maps.source_ranges.remove(length, &data)?;

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use beeline::loader::pins::Pins;
 use beeline::maps::Table;
-use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey};
+use proxy_common::abi::{Affinity, AffinityKey, DatagramKey, Flow, FlowKey, SocketRecord};
 use xtask::testbed::Testbed;
 
 /// Records of session affinity.
@@ -38,7 +38,7 @@ fn affinity(testbed: &Testbed) -> Result<Table<AffinityKey, Affinity>> {
     Ok(Table::open(&Pins::new(&testbed.bpffs()), "AFFINITY")?)
 }
 
-/// Makes all records of affinity and of flows older.
+/// Makes all records of affinity, of flows and of datagrams older.
 pub(super) fn pass(testbed: &Testbed, seconds: u64) -> Result<()> {
     let age = seconds * 1_000_000_000;
     let mut clients = affinity(testbed)?;
@@ -55,6 +55,13 @@ pub(super) fn pass(testbed: &Testbed, seconds: u64) -> Result<()> {
         // The next packet is to be taken note of, however soon it really comes.
         flow.tick = flow.tick.wrapping_sub(1 << 20);
         flows.insert(&key, &flow)?;
+    }
+    let pins = Pins::new(&testbed.bpffs());
+    let mut datagrams: Table<DatagramKey, SocketRecord> = Table::open(&pins, "DATAGRAMS")?;
+    let entries: Vec<_> = datagrams.entries().collect::<Result<_, _>>()?;
+    for (key, mut record) in entries {
+        record.last_seen = record.last_seen.saturating_sub(age);
+        datagrams.insert(&key, &record)?;
     }
     Ok(())
 }

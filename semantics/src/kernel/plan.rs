@@ -22,6 +22,8 @@ pub(super) struct Plan {
     /// Where other addresses are at first, by index of their device; all others are beyond the
     /// uplink.
     pub(super) homes: BTreeMap<IpAddr, usize>,
+    /// Clients on this node's pods that can be sockets, by device.
+    pub(super) clients: BTreeMap<usize, BTreeSet<IpAddr>>,
     /// Backends in the node's own network namespace.
     pub(super) servers: BTreeSet<(Protocol, SocketAddr)>,
     /// Devices of single pods.
@@ -83,6 +85,13 @@ impl Plan {
         }
     }
 
+    /// Whether a client behind a device has no other address of the family.
+    pub(super) fn is_only_address(&self, device: usize, address: IpAddr) -> bool {
+        let addresses = self.clients.get(&device).into_iter().flatten();
+        let of_family = addresses.filter(|other| other.is_ipv4() == address.is_ipv4());
+        of_family.eq([&address])
+    }
+
     fn add_client(&mut self, case: &Case, flow: &Flow) {
         let ip = flow.from.ip;
         let device = match (flow.from.kind, &flow.from.iface) {
@@ -102,6 +111,10 @@ impl Plan {
             (Kind::PodOtherNode | Kind::OtherNode | Kind::External, None) => return,
         };
         self.homes.entry(ip).or_insert(device);
+        // The socket edge has nothing to do with SCTP.
+        if flow.from.kind == Kind::Pod && flow.to.protocol != Protocol::Sctp {
+            self.clients.entry(device).or_default().insert(ip);
+        }
     }
 
     fn add_servers(&mut self, flow: &Flow) {

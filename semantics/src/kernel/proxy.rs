@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use xtask::testbed::{Beeline, Daemon, Testbed};
 
 use super::plan::Plan;
+use super::way::{SocketLb, Way};
 use crate::case::{Case, Config, DetectLocal, Manifest, NodePortAddresses, ObjectKind, Reference};
 
 /// Kind, namespace and name.
@@ -24,6 +25,7 @@ pub(super) struct Proxy {
     daemon: Option<Daemon>,
     node_name: String,
     args: Vec<String>,
+    socket_lb: SocketLb,
     service_cidrs: Vec<IpNet>,
     objects: BTreeMap<Key, Manifest>,
     /// How many changes there were.
@@ -32,13 +34,14 @@ pub(super) struct Proxy {
 
 impl Proxy {
     /// Starts it with a case's first objects, and waits until they are in force.
-    pub(super) fn start(testbed: &Testbed, plan: &Plan, case: &Case) -> Result<Self> {
+    pub(super) fn start(testbed: &Testbed, plan: &Plan, case: &Case, way: Way) -> Result<Self> {
         let objects = &case.objects;
         let all = [&objects.services, &objects.endpoint_slices, &objects.nodes];
         let mut proxy = Self {
             daemon: None,
             node_name: case.config.node_name.clone(),
-            args: args(&case.config, plan),
+            args: args(&case.config, plan, way),
+            socket_lb: way.socket_lb.unwrap_or(SocketLb::Off),
             service_cidrs: case.config.service_cidrs.clone(),
             objects: all.into_iter().flatten().map(keyed).collect(),
             n_changes: 0,
@@ -55,7 +58,9 @@ impl Proxy {
     /// Starts it again.
     pub(super) fn restart(&mut self, testbed: &Testbed) -> Result<()> {
         self.write(testbed)?;
-        let beeline = Beeline::new(testbed, binary()?).with_node_name(&self.node_name);
+        let beeline = Beeline::new(testbed, binary()?)
+            .with_node_name(&self.node_name)
+            .socket_lb(self.socket_lb.word());
         self.daemon = Some(beeline.run(&self.args)?);
         self.settle(testbed)
     }
@@ -156,8 +161,8 @@ fn binary() -> Result<PathBuf> {
     Ok(own.with_file_name("beeline"))
 }
 
-fn args(config: &Config, plan: &Plan) -> Vec<String> {
-    let mut args = Vec::new();
+fn args(config: &Config, plan: &Plan, way: Way) -> Vec<String> {
+    let mut args = vec![format!("--localhost-nodeports={}", way.has_localhost)];
     let foreign = plan.devices.iter().skip(1).filter(|device| !device.is_pods);
     let foreign: Vec<_> = foreign.map(|device| format!("!{}", device.name)).collect();
     if !foreign.is_empty() {

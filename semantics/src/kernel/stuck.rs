@@ -25,7 +25,7 @@ const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPE
 
 /// Runs a case without flows.
 pub(super) fn failures(case: &Case) -> Vec<Failure> {
-    let world = Testbed::bare().and_then(|testbed| World::build(Plan::new(case), testbed));
+    let world = Testbed::bare().and_then(|testbed| World::build(Plan::new(case), testbed, false));
     let result = world.and_then(|world| play(case, &world));
     result.unwrap_or_else(|error| vec![START.fails(format!("{error:#}"))])
 }

@@ -9,6 +9,7 @@
 //! The far ends of all devices are in one namespace, where nobody lives: frames are put on them
 //! and read from them. All neighbours are known beforehand, so that nothing waits for them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +19,16 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proxy_common::testing::Frame;
-use xtask::testbed::{Offload, Testbed, in_namespace, set_offload};
+use xtask::testbed::{Namespace, Offload, Testbed, in_namespace, set_offload};
 
 use super::host::Host;
 use super::packet::Seen;
 use super::plan::{Plan, UPLINK};
+use super::pods::{self, Ear, Pod};
+use super::wire::Wire;
 
 /// Routers that are nobody: packets to them have a neighbour, and that is all.
-const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
+pub(super) const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
 /// The outside's own addresses, for clients that are sockets (RFC 2544 and RFC 5180).
 const OUTSIDE: [&str; 2] = ["198.18.0.1", "2001:2::1"];
 
@@ -52,39 +55,69 @@ pub(super) struct World {
     pub(super) testbed: Testbed,
     pub(super) plan: Plan,
     pub(super) host: Host,
-    wire: super::wire::Wire,
-    /// Indices of the far ends.
-    far: Vec<u32>,
+    /// Of the outside, then of the pods with a stack of their own.
+    wires: Vec<Wire>,
+    /// The far ends: which wire, and the device's index there.
+    far: Vec<(usize, u32)>,
     homes: BTreeMap<IpAddr, usize>,
+    /// Clients with a stack of their own, by device.
+    pods: BTreeMap<usize, Pod>,
+    /// The client that is listened to.
+    ear: Cell<Option<Ear>>,
 }
 
 impl World {
-    /// Builds it on a testbed without a network.
-    pub(super) fn build(plan: Plan, testbed: Testbed) -> Result<Self> {
+    /// Builds it on a testbed without a network. Clients on pods are frames, or sockets if
+    /// `has_sockets`.
+    pub(super) fn build(plan: Plan, testbed: Testbed, has_sockets: bool) -> Result<Self> {
         let near = &testbed.node().namespace;
         let outside = testbed.outside();
         for namespace in [near, outside] {
             namespace.set("net/ipv4/conf/all/send_redirects", "0")?;
             namespace.set("net/ipv4/conf/default/send_redirects", "0")?;
         }
-        near.ip(devices(&plan, outside.name()))?;
-        outside.ip(far_ends(&plan))?;
+        let clients = plan.clients.keys().filter(|_| has_sockets);
+        let clients: BTreeMap<usize, Namespace> = clients
+            .map(|device| Ok((*device, testbed.bare_pod(&format!("pod{device}"))?)))
+            .collect::<Result<_>>()?;
+        let far: Vec<_> = (0..plan.devices.len())
+            .map(|device| match clients.get(&device) {
+                Some(pod) => Far {
+                    namespace: pod,
+                    name: pods::DEVICE.to_owned(),
+                },
+                None => Far {
+                    namespace: outside,
+                    name: far_name(device),
+                },
+            })
+            .collect();
+        near.ip(devices(&plan, &far))?;
+        outside.ip(far_ends(&plan, &clients))?;
         near.ip(addresses_and_routes(&plan))?;
         for device in &plan.devices {
             // What leaves the node is to have whole checksums.
             set_offload(near, &device.name, Offload::TransmitChecksum, false)?;
         }
-        let names: Vec<_> = (0..plan.devices.len()).map(far_name).collect();
-        let (wire, far) = in_namespace(outside, || -> Result<_> {
-            let index = |name: &String| {
-                nix::net::if_::if_nametoindex(name.as_str()).with_context(|| name.clone())
-            };
-            let far: Result<Vec<_>> = names.iter().map(index).collect();
-            Ok((
-                super::wire::Wire::open().context("open a packet socket")?,
-                far?,
-            ))
-        })?;
+        let mut wires = vec![far_wire(outside)?];
+        let mut indices = Vec::new();
+        for far in &far {
+            let index = in_namespace(far.namespace, || {
+                nix::net::if_::if_nametoindex(far.name.as_str())
+            });
+            let index = index.with_context(|| far.name.clone())?;
+            let is_outside = far.namespace.name() == outside.name();
+            if !is_outside {
+                wires.push(far_wire(far.namespace)?);
+            }
+            indices.push((if is_outside { 0 } else { wires.len() - 1 }, index));
+        }
+        let pods = clients.into_iter().map(|(device, pod)| {
+            let (addresses, gateway) = (&plan.clients[&device], near_mac(&plan, device));
+            let pod = Pod::connect(&testbed, pod, device, addresses, gateway)?;
+            Ok((device, pod))
+        });
+        let pods = pods.collect::<Result<_>>()?;
         let host = in_namespace(near, || Host::open(plan.servers.iter().copied()))
             .context("open sockets on the node")?;
         Ok(Self {
@@ -92,9 +125,21 @@ impl World {
             testbed,
             plan,
             host,
-            wire,
-            far,
+            wires,
+            far: indices,
+            pods,
+            ear: Cell::new(None),
         })
+    }
+
+    /// The namespace of a client behind a device, if it has a stack of its own.
+    pub(super) fn pod(&self, device: usize) -> Option<&Namespace> {
+        self.pods.get(&device).map(|pod| &pod.namespace)
+    }
+
+    /// From now on packets to this socket reach it, if it is one of a pod's.
+    pub(super) fn listen(&self, ear: Option<Ear>) {
+        self.ear.set(ear);
     }
 
     /// Where packets to an address belong.
@@ -128,8 +173,8 @@ impl World {
             to_mac: near_mac(&self.plan, device),
             ..packet.clone()
         };
-        let index = self.far.get(device).context("no such device")?;
-        self.wire
+        let (wire, index) = self.far.get(device).context("no such device")?;
+        self.wires[*wire]
             .send(*index, &frame.bytes())
             .with_context(|| format!("send by the device {}", self.plan.devices[device].name))
     }
@@ -138,16 +183,20 @@ impl World {
     /// is in it, too.
     pub(super) fn look(&self) -> Result<Vec<Sighting>> {
         let mut all = Vec::new();
-        while let Some((index, frame)) = self.wire.receive().context("receive frames")? {
-            let Some(device) = self.far.iter().position(|far| *far == index) else {
-                continue;
-            };
-            // A bridge may let others hear what is not for them.
-            let for_it = |seen: &Seen| seen.to_mac == Some(far_mac(device));
-            all.extend(Seen::frame(&frame).filter(for_it).map(|seen| Sighting {
-                place: Place::Device(device),
-                seen,
-            }));
+        for (number, wire) in self.wires.iter().enumerate() {
+            while let Some((index, frame)) = wire.receive().context("receive frames")? {
+                let end = (number, index);
+                let Some(device) = self.far.iter().position(|far| *far == end) else {
+                    continue;
+                };
+                // A bridge may let others hear what is not for them.
+                let for_it = |seen: &Seen| seen.to_mac == Some(far_mac(device));
+                if let Some(seen) = Seen::frame(&frame).filter(for_it) {
+                    self.hand_in(device, &seen, frame)?;
+                    let place = Place::Device(device);
+                    all.push(Sighting { place, seen });
+                }
+            }
         }
         let delivered = self.host.receive().context("receive at the node")?;
         all.extend(delivered.into_iter().map(|seen| Sighting {
@@ -157,13 +206,26 @@ impl World {
         Ok(all)
     }
 
+    /// Gives a pod a frame that is for the socket that is listened to.
+    fn hand_in(&self, device: usize, seen: &Seen, frame: Vec<u8>) -> Result<()> {
+        let ear = self.ear.get().filter(|ear| ear.device == device);
+        match (self.pods.get(&device), ear) {
+            (Some(pod), Some(ear)) if ear.hears(seen) => pod.give(&self.wires[0], frame),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until something comes out, or a client hears something.
     pub(super) fn wait(
         &self,
         client: Option<(BorrowedFd<'_>, PollFlags)>,
         until: Instant,
     ) -> Result<()> {
-        let mut fds = vec![PollFd::new(self.wire.as_fd(), PollFlags::POLLIN)];
+        let mut fds: Vec<_> = self
+            .wires
+            .iter()
+            .map(|wire| PollFd::new(wire.as_fd(), PollFlags::POLLIN))
+            .collect();
         fds.extend(
             self.host
                 .ears()
@@ -202,11 +264,21 @@ impl fmt::Debug for World {
 }
 
 /// An address and the length of all of it.
-fn whole(address: IpAddr) -> String {
+pub(super) fn whole(address: IpAddr) -> String {
     match address {
         IpAddr::V4(_) => format!("{address}/32"),
         IpAddr::V6(_) => format!("{address}/128"),
     }
+}
+
+/// The far end of a device.
+struct Far<'a> {
+    namespace: &'a Namespace,
+    name: String,
+}
+
+fn far_wire(namespace: &Namespace) -> Result<Wire> {
+    in_namespace(namespace, Wire::open).context("open a packet socket")
 }
 
 fn far_name(device: usize) -> String {
@@ -232,11 +304,11 @@ const fn own_mac(device: usize) -> [u8; 6] {
     [0x02, 0, 0, 0xe, (device >> 8) as u8, device as u8]
 }
 
-fn text(mac: [u8; 6]) -> String {
+pub(super) fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn devices(plan: &Plan, outside: &str) -> Vec<String> {
+fn devices(plan: &Plan, far: &[Far<'_>]) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(bridge) = &plan.bridge {
         let mac = text(BRIDGE_MAC);
@@ -245,12 +317,12 @@ fn devices(plan: &Plan, outside: &str) -> Vec<String> {
         ));
         commands.push(format!("link set {bridge} addrgenmode none up"));
     }
-    for (index, device) in plan.devices.iter().enumerate() {
-        let (name, far) = (&device.name, far_name(index));
-        let (near, beyond) = (text(own_mac(index)), text(far_mac(index)));
+    for (index, (device, far)) in plan.devices.iter().zip(far).enumerate() {
+        let (name, far_name, beyond) = (&device.name, &far.name, far.namespace.name());
+        let (near_mac, far_mac) = (text(own_mac(index)), text(far_mac(index)));
         commands.push(format!(
-            "link add {name} address {near} type veth peer name {far} address {beyond} \
-             netns {outside}"
+            "link add {name} address {near_mac} type veth peer name {far_name} address {far_mac} \
+             netns {beyond}"
         ));
         commands.push(format!("link set {name} addrgenmode none up"));
         if let (true, Some(bridge)) = (device.is_port, &plan.bridge) {
@@ -262,9 +334,10 @@ fn devices(plan: &Plan, outside: &str) -> Vec<String> {
 }
 
 /// The outside's devices. It can open connections to the node by the first.
-fn far_ends(plan: &Plan) -> Vec<String> {
-    let up = |index| format!("link set {} addrgenmode none up", far_name(index));
-    let mut commands: Vec<_> = (0..plan.devices.len()).map(up).collect();
+fn far_ends(plan: &Plan, clients: &BTreeMap<usize, Namespace>) -> Vec<String> {
+    let own = (0..plan.devices.len()).filter(|device| !clients.contains_key(device));
+    let up = |device| format!("link set {} addrgenmode none up", far_name(device));
+    let mut commands: Vec<_> = own.map(up).collect();
     let (device, mac) = (far_name(0), text(own_mac(0)));
     for (address, gateway) in OUTSIDE.iter().zip(GATEWAYS) {
         let address: IpAddr = address.parse().unwrap_or(IpAddr::from([0; 4]));

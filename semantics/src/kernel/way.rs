@@ -1,0 +1,118 @@
+//! How clients are made, and what is expected of them then.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use super::plan;
+use crate::case::{Case, Expect, Flow, Kind, Protocol};
+
+/// Whose sockets the socket edge serves. Clients on pods are real sockets then, also if it serves
+/// nobody's.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub enum SocketLb {
+    /// The node's and its pods'
+    All,
+    /// The node's
+    Host,
+    /// Nobody's
+    Off,
+}
+
+impl SocketLb {
+    /// Whether it serves anybody.
+    pub const fn is_on(self) -> bool {
+        matches!(self, Self::All | Self::Host)
+    }
+
+    /// The daemon's word for it.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How a case is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    /// `None`: clients on pods are frames.
+    pub(super) socket_lb: Option<SocketLb>,
+    /// UDP sockets are not connected.
+    pub(super) is_unconnected: bool,
+    /// NodePorts at localhost, as kube-proxy's iptables mode has them.
+    pub(super) has_localhost: bool,
+}
+
+impl Way {
+    /// Whether clients on pods are sockets.
+    pub(super) const fn has_sockets(self) -> bool {
+        self.socket_lb.is_some()
+    }
+
+    /// Whether some sockets are served.
+    pub(super) fn has_edge(self) -> bool {
+        self.socket_lb.is_some_and(SocketLb::is_on)
+    }
+
+    /// The ways in which a case is run.
+    pub(super) fn all(case: &Case, socket_lb: Option<SocketLb>) -> Vec<Self> {
+        let way = Self {
+            socket_lb,
+            is_unconnected: false,
+            has_localhost: false,
+        };
+        let mut ways = vec![way];
+        let is_udp = |flow: &Flow| {
+            let is_socket = matches!(flow.from.kind, Kind::Pod | Kind::Node);
+            is_socket && flow.to.protocol == Protocol::Udp
+        };
+        if way.has_sockets() && plan::flows(case).any(is_udp) {
+            ways.push(Self {
+                is_unconnected: true,
+                ..way
+            });
+        }
+        if way.has_edge() && plan::flows(case).any(|flow| at_localhost(flow).is_some()) {
+            ways.push(Self {
+                has_localhost: true,
+                ..way
+            });
+        }
+        ways
+    }
+
+    /// A flow with what is expected of it; `None` if nothing is.
+    pub(super) fn flow(self, flow: &Flow) -> Option<Flow> {
+        if !self.has_localhost || !flow.to.ip.is_loopback() {
+            return Some(flow.clone());
+        }
+        // Of IPv6 no mode of kube-proxy's says anything.
+        let expect = at_localhost(flow)?.clone();
+        Some(Flow {
+            expect,
+            ..flow.clone()
+        })
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unconnected {
+            write!(f, " (UDP sockets not connected)")?;
+        }
+        if self.has_localhost {
+            write!(f, " (NodePorts at localhost)")?;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a flow to localhost in iptables mode.
+fn at_localhost(flow: &Flow) -> Option<&Expect> {
+    let by_mode = flow.expect_by_mode.as_ref()?;
+    let is_localhost = flow.to.ip.is_loopback();
+    by_mode.iptables.as_ref().filter(|_| is_localhost)
+}
