@@ -31,7 +31,8 @@ use crate::loader::pins::Pins;
 use crate::maps::MapFailure;
 use crate::node::GoneBackends;
 
-/// From the end of one sweep to the start of the next, at least.
+/// From the end of one sweep to the start of the next, at least; four times as long as the sweep
+/// took if that is more, so that many sockets and many changes take a fifth of one CPU at most.
 const BETWEEN_SWEEPS: Duration = Duration::from_millis(250);
 /// Until sockets are looked at again that may be about to connect.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -198,8 +199,9 @@ impl Keeper {
             }
             // A sweep comes first: sockets wait for it.
             if agenda.take_sweep(Instant::now()) {
+                let start = Instant::now();
                 let swept = self.sweep();
-                agenda.swept(swept, Instant::now());
+                agenda.swept(swept, start, Instant::now());
             } else if agenda.take_look(Instant::now()) {
                 self.look();
             } else if agenda.take_tidying(Instant::now()) {
@@ -303,8 +305,8 @@ impl Agenda {
     }
 
     /// A sweep is over; what it could not see yet is looked for again soon.
-    fn swept(&mut self, swept: Swept, now: Instant) {
-        self.rest = now + BETWEEN_SWEEPS;
+    fn swept(&mut self, swept: Swept, start: Instant, now: Instant) {
+        self.rest = now + BETWEEN_SWEEPS.max(4 * now.saturating_duration_since(start));
         if swept.n_settling > 0 {
             self.sweep = self.sweep.min(now + SETTLING);
         }
@@ -339,7 +341,7 @@ mod tests {
     fn quiet(now: Instant) -> Agenda {
         let mut agenda = Agenda::new(now);
         assert!(agenda.take_sweep(now) && agenda.take_look(now));
-        agenda.swept(Swept::default(), now);
+        agenda.swept(Swept::default(), now, now);
         assert_eq!(agenda.next(), now + PERIOD);
         agenda
     }
@@ -351,7 +353,7 @@ mod tests {
         let now = start + PERIOD / 2;
         agenda.note(Change::Backends, now);
         assert!(agenda.take_sweep(now));
-        agenda.swept(Swept::default(), now);
+        agenda.swept(Swept::default(), now, now);
         agenda.note(Change::Backends, now + MOMENT);
         agenda.note(Change::Backends, now + 2 * MOMENT);
         assert!(!agenda.take_sweep(now + 2 * MOMENT));
@@ -367,7 +369,7 @@ mod tests {
             n_settling: 1,
             n_stuck: 0,
         };
-        agenda.swept(settling, start);
+        agenda.swept(settling, start, start);
         assert!(agenda.take_sweep(start + SETTLING));
     }
 

@@ -135,7 +135,7 @@ impl Memory {
     pub fn remove_backends_at(&mut self, ip: IpAddr) {
         for backend in self.backends_at(ip) {
             backend.state = BackendState::Gone as u8;
-            backend.flags = BackendFlags::NONE;
+            backend.flags = backend.flags.when_gone();
             backend.generation += 1;
             backend.joined += 1;
         }

@@ -1,6 +1,7 @@
 //! One sweep: finds the sockets that have to leave their backends, and sees to it that they do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -120,10 +121,15 @@ impl Sweeper {
     fn leavers(&self, config: &KeeperConfig) -> Result<BTreeMap<u64, Leaver>, MapFailure> {
         let now = now();
         let mut leavers = BTreeMap::new();
+        let mut backends = BTreeMap::new();
         for entry in self.sockets.entries() {
             let (cookie, record) = entry?;
-            let Ok(backend) = self.backends.get(record.id) else {
+            if record.id >= self.backends.size() {
                 continue;
+            }
+            let backend = match backends.entry(record.id) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => *new.insert(self.backends.get(record.id)?),
             };
             let mut failure = None;
             let may_move = || {

@@ -218,6 +218,36 @@ impl Flow {
         self.goes(scene, &self.more(), FORWARD, stage.other_backend)
     }
 
+    /// The Service has the last word on what the node does.
+    fn by_the_service(self, keeps: bool) -> Scene {
+        let stage = self.stage;
+        let (usual, flag, what) = if keeps {
+            let flag = BackendFlags::KEEP_WHEN_GONE;
+            (SettingsFlags::NONE, flag, "the Service keeps what it has")
+        } else {
+            let flag = BackendFlags::RESET_WHEN_GONE;
+            (
+                SettingsFlags::KEEP_GONE,
+                flag,
+                "the Service ends what it has",
+            )
+        };
+        let scene = self
+            .opened(usual, what)
+            .change(self.points(&[stage.other_backend]))
+            .change(move |memory| {
+                for backend in memory.backends_at(ip(stage.backend)) {
+                    backend.flags = backend.flags.union(flag);
+                }
+                memory.remove_backends_at(ip(stage.backend));
+            });
+        if keeps || self.protocol == Protocol::Udp {
+            self.moves_if_udp(scene)
+        } else {
+            self.ends(scene)
+        }
+    }
+
     fn kept_without_another(self) -> Scene {
         let stage = self.stage;
         let what = "the last backend is gone and keeps what it has";
@@ -230,6 +260,16 @@ impl Flow {
 
     fn gone(self) -> Scene {
         let stage = self.stage;
+        let what = "the last backend is gone, its flows are told";
+        let scene = self
+            .opened(SettingsFlags::NONE, what)
+            .change(self.points(&[]))
+            .change(move |memory| memory.remove_backends_at(ip(stage.backend)));
+        self.ends(scene)
+    }
+
+    /// The client is told that its flow is over.
+    fn ends(self, scene: Scene) -> Scene {
         let more = self.more();
         let bare = reply_to(&more);
         let (verdict, answer) = match self.protocol {
@@ -253,10 +293,7 @@ impl Flow {
         } else {
             Hook::PodIngress
         };
-        let what = "the last backend is gone, its flows are told";
-        self.opened(SettingsFlags::NONE, what)
-            .change(self.points(&[]))
-            .change(move |memory| memory.remove_backends_at(ip(stage.backend)))
+        scene
             .seen(hook, &more, verdict, answer)
             .by(UPLINK)
             .check(move |memory| {
