@@ -13,6 +13,7 @@ mod namespaces;
 mod netlink;
 mod sweep;
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -108,6 +109,8 @@ pub struct Keeper {
     sweeper: Sweeper,
     clients: Clients,
     idle: Idle,
+    /// Sockets that the last sweep could do nothing about.
+    n_stuck: usize,
 }
 
 /// Tells a [`Keeper`] what happens. It ends with its last handle.
@@ -169,6 +172,7 @@ impl Keeper {
             sweeper: Sweeper::open(pins)?,
             clients: Clients::open(pins)?,
             idle: Idle::open(pins)?,
+            n_stuck: 0,
         })
     }
 
@@ -221,7 +225,8 @@ impl Keeper {
                     "looked for sockets to part: {swept:?} in {:?}",
                     start.elapsed()
                 );
-                if swept.n_stuck > 0 {
+                let n_before = std::mem::replace(&mut self.n_stuck, swept.n_stuck);
+                if swept.n_stuck > n_before {
                     tracing::warn!(
                         "{} sockets to backends that are gone can be neither closed nor moved",
                         swept.n_stuck
@@ -230,7 +235,7 @@ impl Keeper {
                 swept
             }
             Err(error) => {
-                warn("parting sockets from backends that are gone", error);
+                warn("parting sockets from backends that are gone", &error);
                 Swept::default()
             }
         }
@@ -240,7 +245,7 @@ impl Keeper {
         match self.clients.update(&self.config.proc) {
             Ok(0) => {}
             Ok(n_writes) => tracing::debug!("wrote {n_writes} entries of CLIENTS"),
-            Err(error) => warn("reading the pods' network namespaces", error),
+            Err(error) => warn("reading the pods' network namespaces", &error),
         }
     }
 
@@ -248,13 +253,19 @@ impl Keeper {
         match self.idle.remove(&self.config.timeouts) {
             Ok(0) => {}
             Ok(n_removed) => tracing::debug!("removed {n_removed} idle entries of DATAGRAMS"),
-            Err(error) => warn("removing idle entries of DATAGRAMS", error.into()),
+            Err(error) => warn("removing idle entries of DATAGRAMS", &error),
         }
     }
 }
 
-fn warn(action: &str, error: KeeperError) {
-    tracing::warn!("{action}: {:#}", anyhow::Error::from(error));
+fn warn(action: &str, error: &dyn Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    tracing::warn!("{action}: {text}");
 }
 
 /// What is to be done when.

@@ -2,8 +2,6 @@
 
 use std::env;
 use std::fmt::{self, Write as _};
-use std::iter::Sum;
-use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -12,6 +10,7 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use xtask::tally::Tally;
 
 use crate::case::{self, Case, Read};
 use crate::kernel::SocketLb;
@@ -87,8 +86,8 @@ pub fn main() -> ExitCode {
 fn run(args: &Args) -> Result<Tally> {
     let cases = read(args)?;
     println!(
-        "settings: source NAT where kube-proxy does it, flows to gone backends kept: as the cases \
-         describe kube-proxy's nftables mode"
+        "settings: source NAT where kube-proxy does it, flows to gone backends kept, no NodePorts \
+         at localhost: as the cases describe kube-proxy's nftables mode"
     );
     let levels = args
         .level
@@ -98,8 +97,8 @@ fn run(args: &Args) -> Result<Tally> {
         .iter()
         .map(|level| run_level(*level, &cases, args))
         .sum();
-    if total.left_out > 0 {
-        println!("{} not on the wire", total.left_out);
+    if total.skipped > 0 {
+        println!("{} not on the wire", total.skipped);
     }
     println!("{total}");
     Ok(total)
@@ -134,6 +133,9 @@ fn run_level(level: Level, cases: &[Read], args: &Args) -> Tally {
     println!("\n== {}", level.name());
     if level == Level::Kernel {
         println!("{}", kernel::NOTE);
+    }
+    if level == Level::Kernel && args.socket_lb.is_some() {
+        println!("{}", kernel::SOCKETS_NOTE);
     }
     let results = in_parallel(level.n_workers(), cases, |read| {
         Some(level.run(read.case.as_ref().ok()?, args.socket_lb))
@@ -182,7 +184,7 @@ fn report(read: &Read, outcome: Option<&Outcome>) -> (Tally, String) {
                 .for_each(|failure| line(format_args!("FAILED {id}: {failure}")));
         }
         (Ok(_), Some(Outcome::NotOnTheWire(reason))) => {
-            tally.left_out = 1;
+            tally.skipped = 1;
             line(format_args!("not on the wire: {id}: {reason}"));
         }
         (Ok(_), Some(Outcome::Passed) | None) => tally.passed = 1,
@@ -217,37 +219,6 @@ fn in_parallel<T: Sync, R: Send>(
     let mut results = results.into_inner().expect("no worker panics");
     results.sort_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
-}
-
-/// Numbers of cases.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    left_out: u64,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.left_out += other.left_out;
-    }
-}
-
-impl Sum for Tally {
-    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
-        tallies.fold(Self::default(), |mut total, tally| {
-            total += tally;
-            total
-        })
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)
-    }
 }
 
 #[cfg(test)]
@@ -291,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_listed_and_neither_passed_nor_failed() {
+    fn what_is_skipped_is_listed_and_neither_passed_nor_failed() {
         let read = case();
         let outcome = Outcome::NotOnTheWire("no reason".into());
         let (tally, text) = report(&read, Some(&outcome));
-        assert_eq!((tally.passed, tally.failed, tally.left_out), (0, 0, 1));
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (0, 0, 1));
         assert_eq!(text, format!("not on the wire: {}: no reason\n", read.id()));
         assert_eq!(report(&read, Some(&Outcome::Passed)).1, "");
     }

@@ -5,6 +5,7 @@
 //! comes out where; then the backend's reply is sent back.
 
 mod checks;
+mod clients;
 mod conn;
 mod edge;
 mod flows;
@@ -14,6 +15,7 @@ mod memory;
 mod packet;
 mod plan;
 mod pods;
+mod process;
 mod proxy;
 mod stuck;
 mod talk;
@@ -42,6 +44,11 @@ pub use self::way::SocketLb;
 pub const NOTE: &str = "time passes by making the records of affinity and of flows in the \
     kernel's maps older; where updates of the kernel hang, by the clock of a control plane in \
     memory for which the daemon's servers answer";
+
+/// What is different with real sockets.
+pub const SOCKETS_NOTE: &str = "TCP and UDP clients on the node and its pods are sockets; cases \
+    with UDP among them are run again with sockets that are not connected; cases that say what \
+    kube-proxy's iptables mode does at localhost are run again with NodePorts there";
 
 /// Runs a case.
 pub fn run(case: &Case, socket_lb: Option<SocketLb>) -> Outcome {

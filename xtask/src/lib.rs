@@ -1,3 +1,5 @@
-//! What `cargo xtask run` and the kernel tests share: nodes made of network namespaces.
+//! What `cargo xtask`, the kernel tests and the cases share: nodes made of network namespaces, and
+//! numbers of tests.
 
+pub mod tally;
 pub mod testbed;

@@ -9,7 +9,6 @@ mod process;
 mod run;
 mod semantics;
 mod setup;
-mod tally;
 mod test;
 mod tidy;
 mod toolchain;

@@ -11,7 +11,7 @@ use crate::{build, process, workspace};
 /// Runs cases: what becomes of packets to Services, described by example
 ///
 /// Builds the kernel programs and the daemon first. `cargo xtask semantics --help` says what may follow:
-/// [--level pure|kernel] [--case ID]... [FOLDER]...
+/// [--level pure|kernel] [--socket-lb all|host|off] [--case ID]... [FOLDER]...
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {

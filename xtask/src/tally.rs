@@ -1,24 +1,24 @@
-//! Numbers of tests, as test programs report them.
+//! Numbers of tests and of cases, as those who run them report them.
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::AddAssign;
 
-/// Numbers of tests.
+/// Numbers of tests, or of cases.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Tally {
+pub struct Tally {
     /// Tests that passed.
-    pub(crate) passed: u64,
+    pub passed: u64,
     /// Tests that failed.
-    pub(crate) failed: u64,
+    pub failed: u64,
     /// Tests that were left out.
-    pub(crate) skipped: u64,
+    pub skipped: u64,
 }
 
 impl Tally {
     /// What a line says if it is the last one of a test program:
     /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
-    pub(crate) fn of(line: &str) -> Option<Self> {
+    pub fn of(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let count = |word| -> Option<u64> {
             counts
@@ -37,7 +37,7 @@ impl Tally {
 
     /// What a line says if it is among the last of a run of cases: `12 passed, 1 failed`, or
     /// `3 not on the wire` before it.
-    pub(crate) fn of_cases(line: &str) -> Option<Self> {
+    pub fn of_cases(line: &str) -> Option<Self> {
         let mut tally = Self::default();
         if let Some(skipped) = line.strip_suffix(" not on the wire") {
             tally.skipped = skipped.parse().ok()?;
@@ -50,7 +50,7 @@ impl Tally {
     }
 
     /// Whether there was no test.
-    pub(crate) fn is_empty(self) -> bool {
+    pub fn is_empty(self) -> bool {
         self == Self::default()
     }
 }

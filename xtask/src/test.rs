@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use xtask::tally::Tally;
 
-use crate::tally::Tally;
 use crate::{build, lint, process, semantics, setup};
 
 /// Checks formatting and lints, runs all host tests, all kernel tests and all cases
@@ -127,9 +127,14 @@ fn kernel_tests() -> Result<Tally> {
     cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
 }
 
+/// All cases at all levels; then those of the kernel with real sockets, which are served.
 fn semantics() -> Result<Tally> {
     need_root()?;
-    tallied(&mut semantics::prepared()?, Tally::of_cases)
+    let mut tally = tallied(&mut semantics::prepared()?, Tally::of_cases)?;
+    let mut with_sockets = semantics::prepared()?;
+    with_sockets.args(["--level", "kernel", "--socket-lb", "all"]);
+    tally += tallied(&mut with_sockets, Tally::of_cases)?;
+    Ok(tally)
 }
 
 fn need_root() -> Result<()> {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use xtask::tally::Tally;
 
 use self::fetch::KernelFiles;
 use self::payload::Payload;
 use self::qemu::Qemu;
 use self::report::{Ending, Outcome};
-use crate::tally::Tally;
 use crate::{build, debian, setup, workspace};
 
 mod fetch;

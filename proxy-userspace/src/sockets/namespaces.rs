@@ -106,7 +106,10 @@ fn enter(path: &Path, own: Id, seen: &mut BTreeSet<Id>) -> io::Result<Option<Nam
     if !seen.insert(id) {
         return Ok(None);
     }
-    setns(&file, CloneFlags::CLONE_NEWNET)?;
+    // The own one comes first, so that not even a daemon that may not enter others is blind.
+    if id != own {
+        setns(&file, CloneFlags::CLONE_NEWNET)?;
+    }
     let route = netlink::open(NETLINK_ROUTE)?;
     Ok(Some(Namespace {
         cookie: netns_of(&route)?,
@@ -115,9 +118,9 @@ fn enter(path: &Path, own: Id, seen: &mut BTreeSet<Id>) -> io::Result<Option<Nam
     }))
 }
 
-/// Files that may be network namespaces, many of them the same.
+/// Files that may be network namespaces, many of them the same; that of the caller's first.
 fn paths(proc: &Path) -> Vec<PathBuf> {
-    let mut paths = Vec::new();
+    let mut paths = vec![PathBuf::from(OWN)];
     for pid in super::holder::pids(proc) {
         paths.push(proc.join(format!("{pid}/ns/net")));
     }

@@ -308,7 +308,13 @@ impl Walk<'_> {
                         &leaver.record.frontend,
                     )
                 }),
-                None => continue,
+                None => {
+                    // It was closed a moment ago.
+                    if why.kind() == io::ErrorKind::NotFound {
+                        *outcome = Outcome::Elsewhere;
+                    }
+                    continue;
+                }
             };
             match parted {
                 Ok(parted) => {

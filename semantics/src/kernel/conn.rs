@@ -8,9 +8,9 @@ use anyhow::{Result, ensure};
 use nix::poll::PollFlags;
 use proxy_common::testing::Frame;
 
-use super::host::Process;
 use super::packet::{ACK, Body, RST, Seen};
 use super::pods::Ear;
+use super::process::Process;
 use super::talk::{Talk, is_same};
 use super::world::{Place, Sighting};
 use crate::case::Protocol;

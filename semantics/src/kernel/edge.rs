@@ -9,7 +9,7 @@ use beeline::maps::Table;
 use proxy_common::abi::{Addr, DatagramKey, DatagramSide, Peer, Port, SocketRecord};
 use xtask::testbed::Testbed;
 
-use super::host::Process;
+use super::process::Process;
 use crate::case::Protocol;
 
 /// Numbers of sockets, over all cases.

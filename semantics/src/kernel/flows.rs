@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::testing::Frame;
-use xtask::testbed::Namespace;
 
+use super::clients::{self, home};
 use super::conn::{Client, Conn, Fate};
 use super::edge::EDGE;
-use super::host::{Heard, Manner, Process};
 use super::memory::Remembered;
-use super::talk::Talk;
+use super::process::Heard;
 use super::way::Way;
 use super::world::{Place, Sighting, World, list};
-use crate::case::{Expect, Flow, Kind, Packet, Protocol, Verdict};
+use crate::case::{Expect, Flow, Packet, Protocol, Verdict};
 
 /// How long something that should happen may take …
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -30,9 +29,6 @@ const TELLING: Duration = Duration::from_secs(3);
 const N_TRIES: usize = 6;
 /// By how many it is looked whether sockets are refused, say, however they are used.
 const N_MANNERS: usize = 4;
-/// The first source port of those that are used in turn.
-const FIRST_PORT: u16 = 32_768;
-
 /// What has been sent and what has come of it, in one case.
 #[derive(Debug)]
 pub(super) struct Flows {
@@ -104,7 +100,7 @@ impl Flows {
         if flow.expect.verdict == Verdict::Forward {
             self.try_all(world, flow, restore)?;
             restore()?;
-        } else if self.way.has_sockets() && self.is_socket(world, flow) {
+        } else if self.way.has_sockets() && clients::is_socket(world, flow) {
             for index in 1..N_MANNERS {
                 let mut conn = self.conn(world, flow, index)?;
                 self.first(world, flow, &mut conn, |_| true)?;
@@ -158,74 +154,10 @@ impl Flows {
         backend.with_context(|| format!("the flow '{id}' has got no backend"))
     }
 
-    /// Whether the client of a flow is a socket.
-    fn is_socket(&self, world: &World, flow: &Flow) -> bool {
-        match world.plan.client_device(flow) {
-            Some(device) => {
-                let can_be = flow.from.kind == Kind::Pod && flow.to.protocol != Protocol::Sctp;
-                can_be && world.pod(device).is_some()
-            }
-            None => true,
-        }
-    }
-
     /// A connection that nobody had before. Sockets are used in another manner for each `index`.
     fn conn(&mut self, world: &World, flow: &Flow, index: usize) -> Result<Conn> {
         self.n_talks += 1;
-        let port = FIRST_PORT + u16::try_from(self.n_talks % 28_000)?;
-        let to = SocketAddr::new(flow.to.ip, flow.to.port);
-        let (client, from) = match world.plan.client_device(flow) {
-            Some(device) if !self.is_socket(world, flow) => {
-                (Client::Frames(device), SocketAddr::new(flow.from.ip, port))
-            }
-            device => {
-                let process = self.process(world, flow, device, (port, index))?;
-                let from = process.from;
-                (Client::Socket(device, process), from)
-            }
-        };
-        Ok(Conn {
-            talk: Talk::new(flow.to.protocol, self.n_talks),
-            client,
-            from,
-            to,
-            backend: None,
-            is_pointed: false,
-        })
-    }
-
-    fn process(
-        &self,
-        world: &World,
-        flow: &Flow,
-        device: Option<usize>,
-        (port, index): (u16, usize),
-    ) -> Result<Process> {
-        let manner = self.manner(world, flow, device, index);
-        // Processes of the node share its ports with others.
-        let own = device.map_or(0, |_| port);
-        let from = SocketAddr::new(flow.from.ip, own);
-        let to = SocketAddr::new(flow.to.ip, flow.to.port);
-        xtask::testbed::in_namespace(home(world, device), || {
-            Process::new(flow.to.protocol, manner, from, port, to)
-        })
-        .with_context(|| format!("be a client at {}", flow.from.ip))
-    }
-
-    fn manner(&self, world: &World, flow: &Flow, device: Option<usize>, index: usize) -> Manner {
-        if !self.way.has_sockets() || flow.to.protocol == Protocol::Sctp {
-            return Manner::default();
-        }
-        let from = flow.from.ip;
-        Manner {
-            is_unconnected: self.way.is_unconnected,
-            is_mapped: from.is_ipv4() && index % 3 == 1,
-            is_unbound: match device {
-                Some(device) => index % 2 == 1 && world.plan.is_only_address(device, from),
-                // Who is bound to loopback can't talk to anybody else.
-                None => from.is_loopback(),
-            },
-        }
+        clients::conn(world, flow, self.way, (self.n_talks, index))
     }
 
     /// A connection's first packet. If `is_answered` by the backend it got, on until the
@@ -602,12 +534,6 @@ impl Flows {
             format!("; seen beside: {}", lines.join(", "))
         }
     }
-}
-
-/// The namespace of a client behind a device, or of the node's.
-fn home(world: &World, device: Option<usize>) -> &Namespace {
-    let pod = device.and_then(|device| world.pod(device));
-    pod.unwrap_or(&world.testbed.node().namespace)
 }
 
 /// Sends a packet of a connection. The inner result is what the client is told.

@@ -136,3 +136,31 @@ fn addresses_and_routes(addresses: &BTreeSet<IpAddr>, gateway: [u8; 6]) -> Vec<S
     }
     commands
 }
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::abi;
+    use proxy_common::testing::Frame;
+
+    use super::*;
+
+    const CLIENT: &str = "10.0.0.2:4000";
+
+    fn hears(from: &str, to: &str, protocol: abi::Protocol) -> bool {
+        let ear = Ear {
+            device: 1,
+            protocol: Protocol::Tcp,
+            at: CLIENT.parse().unwrap(),
+        };
+        ear.hears(&Seen::frame(&Frame::new(protocol, from, to).bytes()).unwrap())
+    }
+
+    #[test]
+    fn only_what_is_for_the_socket_is_handed_in() {
+        let tcp = abi::Protocol::Tcp;
+        assert!(hears("10.0.0.9:80", CLIENT, tcp));
+        assert!(!hears("10.0.0.9:80", CLIENT, abi::Protocol::Udp));
+        assert!(!hears("10.0.0.9:80", "10.0.0.2:8080", tcp));
+        assert!(!hears(CLIENT, "10.0.0.9:80", tcp));
+    }
+}

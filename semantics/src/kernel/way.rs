@@ -116,3 +116,48 @@ fn at_localhost(flow: &Flow) -> Option<&Expect> {
     let is_localhost = flow.to.ip.is_loopback();
     by_mode.iptables.as_ref().filter(|_| is_localhost)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::case::{self, Verdict};
+
+    fn own(id: &str) -> Case {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+        let mut cases = case::folder(&folder).unwrap().into_iter();
+        cases.find(|read| read.id() == id).unwrap().case.unwrap()
+    }
+
+    fn ways(id: &str, socket_lb: Option<SocketLb>) -> Vec<String> {
+        let ways = Way::all(&own(id), socket_lb);
+        ways.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn sockets_are_used_in_all_ways_that_matter() {
+        let unconnected = " (UDP sockets not connected)";
+        assert_eq!(ways("aff-udp", None), [""]);
+        assert_eq!(ways("aff-udp", Some(SocketLb::Off)), ["", unconnected]);
+        assert_eq!(ways("aff-sticks", Some(SocketLb::All)), [""]);
+        let localhost = ["", " (NodePorts at localhost)"];
+        assert_eq!(
+            ways("np-localhost-iptables", Some(SocketLb::Host)),
+            localhost
+        );
+        assert_eq!(ways("np-localhost-iptables", Some(SocketLb::Off)), [""]);
+    }
+
+    #[test]
+    fn at_localhost_other_modes_expectations_count() {
+        let case = own("np-localhost-iptables");
+        let ways = Way::all(&case, Some(SocketLb::All));
+        let expected = |way: &Way| -> Vec<_> {
+            let flows = case.flows.iter().map(|flow| way.flow(flow));
+            flows.map(|flow| Some(flow?.expect.verdict)).collect()
+        };
+        assert_eq!(expected(&ways[0]), [Some(Verdict::Pass); 2]);
+        assert_eq!(expected(&ways[1]), [Some(Verdict::Forward), None]);
+    }
+}

@@ -57,8 +57,8 @@ pub(super) struct World {
     pub(super) host: Host,
     /// Of the outside, then of the pods with a stack of their own.
     wires: Vec<Wire>,
-    /// The far ends: which wire, and the device's index there.
-    far: Vec<(usize, u32)>,
+    /// The far ends.
+    far: Vec<FarEnd>,
     homes: BTreeMap<IpAddr, usize>,
     /// Clients with a stack of their own, by device.
     pods: BTreeMap<usize, Pod>,
@@ -80,38 +80,20 @@ impl World {
         let clients: BTreeMap<usize, Namespace> = clients
             .map(|device| Ok((*device, testbed.bare_pod(&format!("pod{device}"))?)))
             .collect::<Result<_>>()?;
-        let far: Vec<_> = (0..plan.devices.len())
+        let ends: Vec<_> = (0..plan.devices.len())
             .map(|device| match clients.get(&device) {
-                Some(pod) => Far {
-                    namespace: pod,
-                    name: pods::DEVICE.to_owned(),
-                },
-                None => Far {
-                    namespace: outside,
-                    name: far_name(device),
-                },
+                Some(pod) => (pod, pods::DEVICE.to_owned()),
+                None => (outside, far_name(device)),
             })
             .collect();
-        near.ip(devices(&plan, &far))?;
+        near.ip(devices(&plan, &ends))?;
         outside.ip(far_ends(&plan, &clients))?;
         near.ip(addresses_and_routes(&plan))?;
         for device in &plan.devices {
             // What leaves the node is to have whole checksums.
             set_offload(near, &device.name, Offload::TransmitChecksum, false)?;
         }
-        let mut wires = vec![far_wire(outside)?];
-        let mut indices = Vec::new();
-        for far in &far {
-            let index = in_namespace(far.namespace, || {
-                nix::net::if_::if_nametoindex(far.name.as_str())
-            });
-            let index = index.with_context(|| far.name.clone())?;
-            let is_outside = far.namespace.name() == outside.name();
-            if !is_outside {
-                wires.push(far_wire(far.namespace)?);
-            }
-            indices.push((if is_outside { 0 } else { wires.len() - 1 }, index));
-        }
+        let (wires, far) = open_ends(outside, &ends)?;
         let pods = clients.into_iter().map(|(device, pod)| {
             let (addresses, gateway) = (&plan.clients[&device], near_mac(&plan, device));
             let pod = Pod::connect(&testbed, pod, device, addresses, gateway)?;
@@ -126,7 +108,7 @@ impl World {
             plan,
             host,
             wires,
-            far: indices,
+            far,
             pods,
             ear: Cell::new(None),
         })
@@ -271,14 +253,28 @@ pub(super) fn whole(address: IpAddr) -> String {
     }
 }
 
-/// The far end of a device.
-struct Far<'a> {
-    namespace: &'a Namespace,
-    name: String,
-}
+/// The far end of a device: where it is, and its name there.
+type End<'a> = (&'a Namespace, String);
 
-fn far_wire(namespace: &Namespace) -> Result<Wire> {
-    in_namespace(namespace, Wire::open).context("open a packet socket")
+/// The same in numbers: which wire is there, and the device's index.
+type FarEnd = (usize, u32);
+
+/// Wires of the outside and of each pod that has an end, and which of them has which end.
+fn open_ends(outside: &Namespace, ends: &[End<'_>]) -> Result<(Vec<Wire>, Vec<FarEnd>)> {
+    let open = |namespace| in_namespace(namespace, Wire::open).context("open a packet socket");
+    let mut wires = vec![open(outside)?];
+    let mut far = Vec::new();
+    for (namespace, name) in ends {
+        let index = in_namespace(namespace, || nix::net::if_::if_nametoindex(name.as_str()));
+        let index = index.with_context(|| name.clone())?;
+        if namespace.name() == outside.name() {
+            far.push((0, index));
+        } else {
+            wires.push(open(namespace)?);
+            far.push((wires.len() - 1, index));
+        }
+    }
+    Ok((wires, far))
 }
 
 fn far_name(device: usize) -> String {
@@ -308,7 +304,7 @@ pub(super) fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn devices(plan: &Plan, far: &[Far<'_>]) -> Vec<String> {
+fn devices(plan: &Plan, ends: &[End<'_>]) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(bridge) = &plan.bridge {
         let mac = text(BRIDGE_MAC);
@@ -317,8 +313,8 @@ fn devices(plan: &Plan, far: &[Far<'_>]) -> Vec<String> {
         ));
         commands.push(format!("link set {bridge} addrgenmode none up"));
     }
-    for (index, (device, far)) in plan.devices.iter().zip(far).enumerate() {
-        let (name, far_name, beyond) = (&device.name, &far.name, far.namespace.name());
+    for (index, (device, (beyond, far_name))) in plan.devices.iter().zip(ends).enumerate() {
+        let (name, beyond) = (&device.name, beyond.name());
         let (near_mac, far_mac) = (text(own_mac(index)), text(far_mac(index)));
         commands.push(format!(
             "link add {name} address {near_mac} type veth peer name {far_name} address {far_mac} \

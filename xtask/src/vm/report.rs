@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::tally::Tally;
+use xtask::tally::Tally;
 
 /// The line that says the payload starts.
 pub(super) fn start_marker(nonce: &str) -> String {

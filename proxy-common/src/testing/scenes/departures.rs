@@ -33,6 +33,8 @@ pub(super) fn scenes() -> Vec<Scene> {
                         flow.detached(),
                         flow.kept(),
                         flow.kept_without_another(),
+                        flow.by_the_service(true),
+                        flow.by_the_service(false),
                         flow.gone(),
                         flow.only_local(),
                     ]);
