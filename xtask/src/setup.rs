@@ -36,12 +36,24 @@ const HOST_PACKAGES: [&str; 4] = [
     "iproute2",
 ];
 
+/// Packages of the programs that kernel tests start. None of them starts a service: the server of
+/// `redis-tools` is there as `redis-check-rdb`, and iperf3's asks first.
+pub(crate) const TEST_PACKAGES: [&str; 6] = [
+    "bind9-dnsutils",
+    "curl",
+    "dnsmasq-base",
+    "iperf3",
+    "netcat-openbsd",
+    "redis-tools",
+];
+
 /// Runs the command.
 ///
 /// # Errors
-/// As [`ensure`].
+/// As [`ensure`] and [`test_programs`].
 pub(crate) fn run(Args {}: &Args) -> Result<ExitCode> {
     let bpf = ensure()?;
+    test_programs()?;
     println!("compiler for BPF: {}", bpf.compiler.rustc().display());
     println!("linker for BPF:   {}", bpf.linker.display());
     Ok(ExitCode::SUCCESS)
@@ -70,6 +82,17 @@ pub(crate) fn ensure() -> Result<BpfToolchain> {
         None => bpf_linker::install(llvm)?,
     };
     Ok(BpfToolchain { compiler, linker })
+}
+
+/// Installs the programs that kernel tests start.
+///
+/// # Errors
+/// If they can't be installed. On other systems than Debian, the tests name what is missing.
+pub(crate) fn test_programs() -> Result<()> {
+    if debian::is_here() {
+        debian::require(&TEST_PACKAGES, "programs for the kernel tests")?;
+    }
+    Ok(())
 }
 
 /// Installs rustfmt and clippy, which rustup's minimal profile leaves out.

@@ -123,6 +123,7 @@ fn host_tests() -> Result<Tally> {
 
 fn kernel_tests() -> Result<Tally> {
     need_root()?;
+    setup::test_programs()?;
     cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
 }
 

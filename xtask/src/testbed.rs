@@ -17,6 +17,7 @@ mod device;
 pub mod dns;
 mod namespace;
 mod node;
+mod program;
 pub mod sctp;
 mod server;
 mod traces;
@@ -34,6 +35,7 @@ pub use daemon::{Beeline, Daemon};
 pub use device::{Offload, set_offload};
 pub use namespace::{Namespace, in_namespace, ip};
 pub use node::{Layout, Node, Pod, PodOptions};
+pub use program::{Ended, Program};
 pub use server::{Serve, Server};
 pub use traces::release_all_and_exit;
 

@@ -15,7 +15,7 @@ use self::fetch::KernelFiles;
 use self::payload::Payload;
 use self::qemu::Qemu;
 use self::report::{Ending, Outcome};
-use crate::{build, debian, workspace};
+use crate::{build, debian, setup, workspace};
 
 mod fetch;
 mod image;
@@ -133,6 +133,7 @@ impl Session {
     fn prepare(args: &Args) -> Result<Self> {
         build::kernel_programs()?;
         debian::require(&PACKAGES, "QEMU and what goes into its machines")?;
+        setup::test_programs()?;
         let cache = fetch::Cache::open()?;
         let qemu = cache.qemu(args.refresh)?;
         let kernels = chosen(&args.kernels)

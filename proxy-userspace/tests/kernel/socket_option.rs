@@ -1,4 +1,4 @@
-//! Socket options that no crate offers.
+//! What can be had of sockets that no crate offers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -65,6 +65,22 @@ pub(crate) fn path_mtu(socket: &impl AsRawFd, peer: SocketAddr) -> io::Result<u3
     };
     if result == 0 {
         Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Ends a socket's connection but not the socket: `connect` to no address.
+pub(crate) fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    let nowhere = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `nowhere`, which outlives the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    if result == 0 {
+        Ok(())
     } else {
         Err(io::Error::last_os_error())
     }

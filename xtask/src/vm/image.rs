@@ -19,8 +19,21 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const INIT: &str = include_str!("init.sh");
 
-/// Tools that busybox has too, but not well enough.
-const TOOLS: [&str; 3] = ["ip", "tc", "ethtool"];
+/// Tools that busybox has too, but not well enough, and those of
+/// [`TEST_PACKAGES`](crate::setup::TEST_PACKAGES).
+const TOOLS: [&str; 11] = [
+    "ip",
+    "tc",
+    "ethtool",
+    "curl",
+    "dig",
+    "dnsmasq",
+    "iperf3",
+    "nc.openbsd",
+    "redis-benchmark",
+    "redis-check-rdb",
+    "redis-cli",
+];
 
 /// Paths that are one folder in the machine, as on a merged-usr system.
 const LINKS: [(&str, &str); 6] = [
