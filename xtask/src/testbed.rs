@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Everything has addresses of both families; the node forwards, with strict reverse path
-//! filtering. Any number of testbeds may be up at a time, of this process and of others. A
+//! filtering. Nodes have control groups, and their pods within. Any number of testbeds may be up at a time, of this process and of others. A
 //! testbed goes away with everything in it when it is dropped, on Ctrl-C and on SIGTERM; if its
 //! process is killed, when the next testbed is made.
 
+mod cgroup;
 mod daemon;
 mod device;
 pub mod dns;
@@ -21,13 +22,14 @@ mod server;
 mod traces;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
+use self::cgroup::Cgroup;
 pub use daemon::{Beeline, Daemon};
 pub use device::{Offload, set_offload};
 pub use namespace::{Namespace, in_namespace, ip};
@@ -52,6 +54,10 @@ pub struct Testbed {
     node: Node,
     outside: Namespace,
     remote: OnceLock<Node>,
+    /// Of all that is on no node.
+    own_cgroup: Cgroup,
+    /// Above those of the nodes.
+    cgroup: Cgroup,
     logs: AtomicU32,
     bpffs: PathBuf,
 }
@@ -99,31 +105,33 @@ impl Testbed {
     fn build(id: &traces::Id, layout: Layout) -> Result<Self> {
         // Held so that a signal in between cannot miss what is being made.
         let _making = traces::making();
-        make_folders(id)?;
-        let outside = Namespace::create(&id.namespace("outside"))?;
-        node::forward(&outside)?;
-        let node = Node::new(Namespace::create(&id.namespace("node"))?, layout, 0)?;
-        link(&outside, &node, "node", 18, 1500)?;
-        Ok(Self::of(id, node, outside))
+        let testbed = Self::unlinked(id, layout)?;
+        node::forward(&testbed.outside)?;
+        link(&testbed.outside, &testbed.node, "node", 18, 1500)?;
+        Ok(testbed)
     }
 
     fn build_bare(id: &traces::Id) -> Result<Self> {
         let _making = traces::making();
-        make_folders(id)?;
-        let outside = Namespace::create(&id.namespace("outside"))?;
-        let node = Namespace::create(&id.namespace("node"))?;
-        Ok(Self::of(id, Node::new(node, Layout::Routed, 0)?, outside))
+        Self::unlinked(id, Layout::Routed)
     }
 
-    fn of(id: &traces::Id, node: Node, outside: Namespace) -> Self {
-        Self {
+    fn unlinked(id: &traces::Id, layout: Layout) -> Result<Self> {
+        make_folders(id)?;
+        let own_cgroup = Cgroup::own(id)?;
+        let cgroup = own_cgroup.testbed(id)?;
+        let outside = Namespace::create(&id.namespace("outside"), own_cgroup.clone())?;
+        let node = Namespace::create(&id.namespace("node"), cgroup.child("node")?)?;
+        Ok(Self {
             id: id.clone(),
-            node,
+            node: Node::new(node, layout, 0)?,
             outside,
             remote: OnceLock::new(),
+            own_cgroup,
+            cgroup,
             logs: AtomicU32::new(0),
             bpffs: id.bpffs(),
-        }
+        })
     }
 
     /// The node.
@@ -163,7 +171,9 @@ impl Testbed {
             "there is a remote node already"
         );
         let _making = traces::making();
-        let remote = Node::new(Namespace::create(&self.id.namespace("remote"))?, layout, 1)?;
+        let cgroup = self.cgroup.child("remote")?;
+        let namespace = Namespace::create(&self.id.namespace("remote"), cgroup)?;
+        let remote = Node::new(namespace, layout, 1)?;
         link(&self.outside, &remote, "remote", 19, mtu)?;
         self.remote.get_or_init(|| remote);
         Ok(())
@@ -191,7 +201,7 @@ impl Testbed {
     /// If a command fails, or there is a machine of that name or number.
     pub fn machine(&self, name: &str, net: u8) -> Result<Pod> {
         let _making = traces::making();
-        let namespace = Namespace::create(&self.id.namespace(name))?;
+        let namespace = Namespace::create(&self.id.namespace(name), self.own_cgroup.clone())?;
         connect(&self.outside, &namespace, name, net, 1500)?;
         Ok(Pod {
             name: name.to_owned(),
@@ -204,20 +214,28 @@ impl Testbed {
 
     fn add_pod(&self, node: &Node, name: &str, options: &PodOptions) -> Result<Pod> {
         let _making = traces::making();
-        let namespace = Namespace::create(&self.id.namespace(name))?;
+        let cgroup = node.pod_cgroup(options)?;
+        let namespace = Namespace::create(&self.id.namespace(name), cgroup)?;
         node.add_pod(name, namespace, options)
             .with_context(|| format!("add pod {name}"))
     }
 
-    /// Takes a pod off its node, as a CNI does when a pod ends: its link disappears, and its
-    /// namespace as soon as nothing runs in it.
+    /// Takes a pod off its node, as a CNI does when a pod ends: its link disappears, its
+    /// namespace as soon as nothing runs in it, and its control group unless something does.
     ///
     /// # Errors
     /// If a command fails.
     pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
         let _making = traces::making();
         pod.namespace.ip(["link delete eth0"])?;
-        namespace::ip(None, &[format!("netns delete {}", pod.namespace.name())])
+        namespace::ip(None, &[format!("netns delete {}", pod.namespace.name())])?;
+        pod.namespace.group().remove_if_empty()
+    }
+
+    /// The folder of the node's control group, in which its processes are and, below, those of
+    /// its pods: see [`Namespace::cgroup`].
+    pub fn cgroup(&self) -> &Path {
+        self.node.namespace.cgroup()
     }
 
     /// The testbed's bpffs.

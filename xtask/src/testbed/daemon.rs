@@ -26,6 +26,7 @@ pub struct Beeline<'a> {
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
+    socket_lb: Option<&'static str>,
 }
 
 impl<'a> Beeline<'a> {
@@ -39,6 +40,16 @@ impl<'a> Beeline<'a> {
             binary,
             source,
             node_name: super::NODE_NAME.to_owned(),
+            socket_lb: None,
+        }
+    }
+
+    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group.
+    #[must_use]
+    pub fn socket_lb(self, which: &'static str) -> Self {
+        Self {
+            socket_lb: Some(which),
+            ..self
         }
     }
 
@@ -66,6 +77,15 @@ impl<'a> Beeline<'a> {
         let args = ["--source", "kubernetes", "--kubeconfig"].map(OsString::from);
         let source = args.into_iter().chain([file.into().into()]).collect();
         Self { source, ..self }
+    }
+
+    fn socket_args(&self) -> Vec<OsString> {
+        let Some(which) = self.socket_lb else {
+            return Vec::new();
+        };
+        let args = ["--socket-lb", which, "--cgroup-path"].map(OsString::from);
+        let cgroup = self.testbed.cgroup().as_os_str().to_owned();
+        args.into_iter().chain([cgroup]).collect()
     }
 
     /// The file of the command.
@@ -152,6 +172,7 @@ impl<'a> Beeline<'a> {
         command
             .args(&self.source)
             .args(["--node-name", &self.node_name])
+            .args(self.socket_args())
             .args(args)
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file);

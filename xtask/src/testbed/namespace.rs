@@ -12,6 +12,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 
+use super::cgroup::Cgroup;
+
 /// Where `ip netns` keeps the names.
 pub(super) const FOLDER: &str = "/var/run/netns";
 
@@ -23,11 +25,13 @@ const DEVICE_WAIT: Duration = Duration::from_secs(5);
 pub struct Namespace {
     name: Arc<str>,
     handle: Arc<File>,
+    cgroup: Arc<Cgroup>,
 }
 
 impl Namespace {
-    /// Makes a namespace, with loopback up and IPv6 addresses usable at once.
-    pub(super) fn create(name: &str) -> Result<Self> {
+    /// Makes a namespace, with loopback up and IPv6 addresses usable at once. What runs in it
+    /// belongs to `cgroup`.
+    pub(super) fn create(name: &str, cgroup: Cgroup) -> Result<Self> {
         std::fs::create_dir_all(FOLDER).with_context(|| format!("create folder {FOLDER}"))?;
         ip(None, &[format!("netns add {name}")])?;
         let path = Path::new(FOLDER).join(name);
@@ -35,6 +39,7 @@ impl Namespace {
         let namespace = Self {
             name: name.into(),
             handle: Arc::new(handle),
+            cgroup: Arc::new(cgroup),
         };
         // Duplicate address detection would keep new addresses unusable for a second.
         namespace.set("net/ipv6/conf/all/accept_dad", "0")?;
@@ -46,6 +51,15 @@ impl Namespace {
     /// The name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The folder of the control group of what runs in it.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.folder()
+    }
+
+    pub(super) fn group(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// Runs `ip` commands in this namespace, one each.
@@ -82,7 +96,7 @@ impl Namespace {
     /// The sysctl does not exist.
     pub fn get(&self, sysctl: &str) -> Result<String> {
         let path = Path::new("/proc/sys").join(sysctl);
-        let value = in_namespace(self, || std::fs::read_to_string(&path))
+        let value = on_network(self, || std::fs::read_to_string(&path))
             .with_context(|| format!("namespace {}: read {sysctl}", self.name))?;
         Ok(value.trim().to_owned())
     }
@@ -93,14 +107,14 @@ impl Namespace {
     /// The sysctl does not exist or refuses the value.
     pub fn set(&self, sysctl: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(sysctl);
-        in_namespace(self, || std::fs::write(&path, value))
+        on_network(self, || std::fs::write(&path, value))
             .with_context(|| format!("namespace {}: set {sysctl} to {value}", self.name))
     }
 
     /// Waits until these devices carry packets.
     pub(super) fn wait_for_devices(&self, devices: &[&str]) -> Result<()> {
         let deadline = Instant::now() + DEVICE_WAIT;
-        while !in_namespace(self, || all_running(devices))? {
+        while !on_network(self, || all_running(devices))? {
             ensure!(
                 Instant::now() < deadline,
                 "namespace {}: devices {devices:?} did not come up in {DEVICE_WAIT:?}",
@@ -114,14 +128,27 @@ impl Namespace {
 
 /// Runs `work` on a thread of its own inside `namespace` and returns what it returns.
 ///
-/// Sockets made and processes started by `work` belong to the namespace. Threads that `work`
-/// starts do so too.
+/// Sockets made and processes started by `work` belong to the namespace and to its control group.
+/// Threads that `work` starts do so too.
 ///
 /// # Panics
 /// If `work` panics, or if the namespace cannot be entered.
 pub fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    on_a_thread(|| enter(namespace), work)
+}
+
+/// The same for what makes no socket: the control group, which takes a while to enter, is left
+/// out.
+fn on_network<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    on_a_thread(|| enter_network(namespace), work)
+}
+
+fn on_a_thread<T: Send>(
+    enter: impl FnOnce() -> Result<()> + Send,
+    work: impl FnOnce() -> T + Send,
+) -> T {
     let entered = || {
-        if let Err(error) = enter(namespace) {
+        if let Err(error) = enter() {
             panic!("{error:#}");
         }
         work()
@@ -130,8 +157,13 @@ pub fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + S
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Moves the calling thread into `namespace`, for good.
+/// Moves the calling thread into `namespace` and its control group, for good.
 pub(super) fn enter(namespace: &Namespace) -> Result<()> {
+    namespace.cgroup.enter()?;
+    enter_network(namespace)
+}
+
+fn enter_network(namespace: &Namespace) -> Result<()> {
     setns(&namespace.handle, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("enter namespace {}", namespace.name))
 }

@@ -1,12 +1,13 @@
 //! Nodes, and pods on them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use anyhow::Result;
 use proxy_common::abi::Family;
 
 use super::as_read;
+use super::cgroup::Cgroup;
 use super::device::{Offload, set_offload};
 use super::namespace::{Namespace, in_namespace};
 use super::server::{Serve, Server};
@@ -30,6 +31,8 @@ impl Layout {
 /// What is special about a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct PodOptions {
+    /// Its uid, by which its control group is called; a made-up one if `None`.
+    pub uid: Option<&'static str>,
     /// The last number of its addresses; the next free one from 101 on if `None`.
     pub number: Option<u8>,
     /// MTU of the pod's link, both ends, in bytes.
@@ -47,6 +50,7 @@ pub struct PodOptions {
 impl Default for PodOptions {
     fn default() -> Self {
         Self {
+            uid: None,
             number: None,
             mtu: 1500,
             announced_mss: None,
@@ -110,6 +114,7 @@ pub struct Node {
     layout: Layout,
     number: u8,
     next_pod: AtomicU8,
+    next_uid: AtomicU32,
 }
 
 /// Calico gives the node's ends of all pods' links this one hardware address …
@@ -133,6 +138,7 @@ impl Node {
             layout,
             number,
             next_pod: AtomicU8::new(101),
+            next_uid: AtomicU32::new(0),
         };
         if layout == Layout::Bridge {
             node.namespace.ip([
@@ -172,6 +178,16 @@ impl Node {
             0,
             as_read(host),
         )
+    }
+
+    /// Makes a control group for a pod.
+    pub(super) fn pod_cgroup(&self, options: &PodOptions) -> Result<Cgroup> {
+        let made_up = || {
+            let number = self.next_uid.fetch_add(1, Ordering::Relaxed);
+            format!("00000000-0000-4000-8000-{number:012x}")
+        };
+        let uid = options.uid.map_or_else(made_up, str::to_owned);
+        self.namespace.group().pod(&uid)
     }
 
     /// Connects a namespace to this node as a pod.

@@ -2,7 +2,7 @@
 //! when a run that was killed left something behind.
 //!
 //! Everything a testbed makes has a name that starts with its id, `beeline-<pid>-<number>`:
-//! namespaces, and one folder with the bpffs and all files. So whatever happened, the id is
+//! namespaces, control groups, and one folder with the bpffs and all files. So whatever happened, the id is
 //! enough to remove it.
 
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::cgroup;
 use super::namespace::{self, FOLDER};
 
 /// How long a process may take to end by itself.
@@ -49,7 +50,7 @@ impl Id {
         Some(Self { pid, number })
     }
 
-    /// The folder for everything that is not a namespace.
+    /// The folder for everything that is a file or a mount.
     pub(super) fn folder(&self) -> PathBuf {
         std::env::temp_dir().join(self.to_string())
     }
@@ -209,6 +210,7 @@ fn remove_files_and_namespaces(id: &Id) {
 }
 
 fn remove_files(id: &Id) -> std::io::Result<()> {
+    cgroup::remove(id)?;
     let bpffs = id.bpffs();
     if bpffs.exists() {
         match umount2(&bpffs, MntFlags::MNT_DETACH) {
