@@ -20,6 +20,7 @@ use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
 use crate::devices::routes::RouteError;
 use crate::loader::attach::AttachError;
+use crate::loader::cgroup::LinkError;
 use crate::loader::checks::CheckError;
 use crate::loader::lock::LockError;
 use crate::loader::pins::Pins;
@@ -122,6 +123,8 @@ enum Error {
     Route(#[from] RouteError),
     #[error(transparent)]
     Attach(#[from] AttachError),
+    #[error(transparent)]
+    SocketLink(#[from] LinkError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
     Running,
     #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
@@ -243,11 +246,18 @@ mod tests {
             file("--feature-gates", "PreferSameTrafficDistribution=false"),
             file("--node-devices", "eth*,!eth1"),
             file("--service-cidr", "10.96.0.0/16"),
+            file("--socket-lb", "host"),
+            file("--cgroup-path", "/sys/fs/cgroup"),
+            file("--max-sockets", "10"),
         ] {
             assert!(Cli::read(arguments).is_ok(), "{arguments:?}");
         }
-        let [.., option, value] = file("--masquerade-all", "--masquerade-all=false");
-        for flag in [option, value] {
+        for flag in [
+            "--masquerade-all",
+            "--masquerade-all=false",
+            "--localhost-nodeports",
+            "--iptables-localhost-nodeports=false",
+        ] {
             let arguments = [
                 "beeline",
                 "run",
@@ -317,6 +327,8 @@ mod tests {
             &file("--source-ports", "80-90"),
             &file("--feature-gates", "SCTPSupport=true"),
             &file("--masquerade-all", "true"),
+            &file("--socket-lb", "none"),
+            &file("--max-datagrams", "0"),
         ] {
             let error = Cli::read(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");

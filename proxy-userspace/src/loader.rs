@@ -1,17 +1,22 @@
 //! From the embedded object to pinned maps and programs.
 //!
 //! [`checks`] runs first; [`load`] makes or finds maps and programs, [`attach`] puts the programs
-//! on devices. Nothing here is undone when the process ends: programs, links and maps stay, and
+//! on devices and [`cgroup`] those of the socket edge on a cgroup. Nothing here is undone when the process ends: programs, links and maps stay, and
 //! the next start finds them.
 
 pub mod attach;
+pub mod cgroup;
 pub mod checks;
 mod clsact;
 mod growth;
 pub mod lock;
+mod netns;
 pub mod pins;
 mod programs;
 pub mod sizes;
+mod socket_programs;
+pub mod socket_settings;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -27,9 +32,11 @@ use proxy_common::datapath::crc32c;
 
 use self::checks::Features;
 use self::growth::Growth;
+pub use self::netns::node_netns;
 use self::pins::Pins;
 pub use self::programs::{Kind, Program, Programs};
 use self::sizes::{MAPS, Pinned, Plan, PlanError, Shape, Sizes, Spec};
+pub use self::socket_programs::{SocketHook, SocketProgram, SocketPrograms};
 use crate::maps::{List, MapFailure, Maps};
 
 /// The map of `aya-log`; only objects that log have it.
@@ -119,8 +126,10 @@ impl From<EbpfError> for LoadError {
 pub struct Loaded {
     /// The maps.
     pub maps: Maps,
-    /// The programs.
+    /// The programs on devices.
     pub programs: Programs,
+    /// Those of the socket edge, if they were asked for; an error if the kernel refuses them.
+    pub sockets: Option<Result<SocketPrograms, LoadError>>,
     /// What is left to do when they are attached.
     pub rest: Rest,
 }
@@ -133,47 +142,138 @@ pub struct Rest {
     made: Vec<PathBuf>,
 }
 
-/// Makes or finds the maps and programs.
+/// Makes or finds the maps and programs; those of the socket edge only `with_sockets`.
 ///
 /// # Errors
-/// If a pinned map does not fit, or the kernel refuses. What this call made is gone then.
+/// If a pinned map does not fit, or the kernel refuses anything but the programs of the socket
+/// edge. What this call made is gone then.
 pub fn load(
     object: &[u8],
     pins: &Pins,
     sizes: &Sizes,
     features: Features,
+    with_sockets: bool,
 ) -> Result<Loaded, LoadError> {
     let plans = plans(pins, sizes)?;
     for folder in [pins.maps(), pins.programs(), pins.links()] {
         std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     }
-    let digest = digest(object, features);
-    let is_settled = plans.iter().all(|(_, plan)| matches!(plan, Plan::Keep(_)));
-    if is_settled && let Some(programs) = reusable(pins, digest)? {
-        tracing::info!("the pinned programs serve on");
-        return Loaded::new(pins, programs, Growth::default(), Vec::new());
+    let job = Job {
+        object,
+        pins,
+        plans: &plans,
+        features,
+        folder: pins.programs_of(digest(object, features)),
+        with_sockets,
+    };
+    match job.reusable()? {
+        Some(programs) => job.reuse(programs),
+        None => job.load_anew().inspect_err(|_| job.undo()),
     }
-    load_anew(object, pins, &plans, features, digest)
-        .inspect_err(|_| undo(pins, &plans, &pins.programs_of(digest)))
 }
 
-impl Loaded {
-    fn new(
-        pins: &Pins,
+/// What is to be loaded, and where it is pinned.
+struct Job<'a> {
+    object: &'a [u8],
+    pins: &'a Pins,
+    plans: &'a [(Spec, Plan)],
+    features: Features,
+    /// Of the programs.
+    folder: PathBuf,
+    with_sockets: bool,
+}
+
+impl Job<'_> {
+    /// The programs on devices that an earlier start loaded from the same object, if they use the
+    /// pinned maps.
+    fn reusable(&self) -> Result<Option<Programs>, LoadError> {
+        let is_settled = self
+            .plans
+            .iter()
+            .all(|(_, plan)| matches!(plan, Plan::Keep(_)));
+        if !is_settled {
+            return Ok(None);
+        }
+        current(self.pins, Programs::open(&self.folder), Programs::maps)
+    }
+
+    /// Goes on with these programs; those of the socket edge may have to be loaded.
+    fn reuse(&self, programs: Programs) -> Result<Loaded, LoadError> {
+        tracing::info!("the pinned programs serve on");
+        let sockets = self.with_sockets.then(|| {
+            let pinned = SocketPrograms::open(&self.folder);
+            match current(self.pins, pinned, SocketPrograms::maps)? {
+                Some(pinned) => Ok(pinned),
+                None => SocketPrograms::load(&mut self.load_object()?, &self.folder),
+            }
+        });
+        self.loaded(programs, sockets, Growth::default(), Vec::new())
+    }
+
+    fn load_anew(&self) -> Result<Loaded, LoadError> {
+        tracing::info!("loading the kernel programs");
+        discard_grown(self.pins, self.plans)?;
+        let mut ebpf = self.load_object()?;
+        fill_crc_shifts(self.pins)?;
+        remove_folder(&self.folder)?;
+        std::fs::create_dir_all(&self.folder).map_err(io_error("create", &self.folder))?;
+        let programs = Programs::load(&mut ebpf, &self.folder)?;
+        let load_sockets = || SocketPrograms::load(&mut ebpf, &self.folder);
+        let sockets = self.with_sockets.then(load_sockets);
+        let growth = Growth::begin(self.pins, self.plans)?;
+        self.loaded(programs, sockets, growth, made(self.pins, self.plans))
+    }
+
+    fn load_object(&self) -> Result<Ebpf, LoadError> {
+        let coarse_clock = u8::from(self.features.coarse_clock);
+        let set_retval = u8::from(self.features.set_retval);
+        let mut loader = EbpfLoader::new();
+        for (spec, plan) in self.plans {
+            let path = match plan {
+                Plan::Create(_) | Plan::Keep(_) => self.pins.map(spec.name),
+                Plan::Grow(_) => self.pins.grown_map(spec.name),
+            };
+            let _loader = loader
+                .map_pin_path(spec.name, path)
+                .map_max_entries(spec.name, plan.size());
+        }
+        let ebpf = loader
+            .map_pin_path(LOG_MAP, self.pins.map(LOG_MAP))
+            .override_global("COARSE_CLOCK", &coarse_clock, true)
+            .override_global("SET_RETVAL", &set_retval, true)
+            .load(self.object)?;
+        Ok(ebpf)
+    }
+
+    fn loaded(
+        &self,
         programs: Programs,
+        sockets: Option<Result<SocketPrograms, LoadError>>,
         growth: Growth,
         made: Vec<PathBuf>,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Loaded, LoadError> {
         let rest = Rest {
             growth,
-            programs: programs.folder().to_owned(),
+            programs: self.folder.clone(),
             made,
         };
-        Ok(Self {
-            maps: Maps::open(pins)?,
+        Ok(Loaded {
+            maps: Maps::open(self.pins)?,
             programs,
+            sockets,
             rest,
         })
+    }
+
+    /// Removes the maps that did not exist before, and the programs.
+    fn undo(&self) {
+        let grown = self.plans.iter();
+        let grown = grown.map(|(spec, _)| self.pins.grown_map(spec.name));
+        for path in made(self.pins, self.plans).into_iter().chain(grown) {
+            warn_if_failed(remove_file(&path));
+        }
+        warn_if_failed(remove_folder(&self.folder));
+        remove_empty_folders(self.pins);
     }
 }
 
@@ -265,12 +365,17 @@ fn digest(object: &[u8], features: Features) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     features.coarse_clock.hash(&mut hasher);
+    features.set_retval.hash(&mut hasher);
     hasher.finish()
 }
 
-/// The programs that an earlier start loaded from the same object, if they use the pinned maps.
-fn reusable(pins: &Pins, digest: u64) -> Result<Option<Programs>, LoadError> {
-    let Some(programs) = Programs::open(&pins.programs_of(digest)) else {
+/// These pinned programs, if they use the pinned maps.
+fn current<P>(
+    pins: &Pins,
+    programs: Option<P>,
+    maps: impl Fn(&P) -> Option<Vec<MapInfo>>,
+) -> Result<Option<P>, LoadError> {
+    let Some(programs) = programs else {
         return Ok(None);
     };
     let mut pinned = BTreeMap::new();
@@ -285,53 +390,8 @@ fn reusable(pins: &Pins, digest: u64) -> Result<Option<Programs>, LoadError> {
     }
     // Others than the pinned ones are constant data, or ours from before they were made anew.
     let is_stale = |map: &MapInfo| pinned.get(map.name()).is_some_and(|id| *id != map.id());
-    let is_current = programs
-        .maps()
-        .is_some_and(|maps| !maps.iter().any(is_stale));
+    let is_current = maps(&programs).is_some_and(|maps| !maps.iter().any(is_stale));
     Ok(is_current.then_some(programs))
-}
-
-fn load_anew(
-    object: &[u8],
-    pins: &Pins,
-    plans: &[(Spec, Plan)],
-    features: Features,
-    digest: u64,
-) -> Result<Loaded, LoadError> {
-    tracing::info!("loading the kernel programs");
-    discard_grown(pins, plans)?;
-    let mut ebpf = load_object(object, pins, plans, features)?;
-    fill_crc_shifts(pins)?;
-    let folder = pins.programs_of(digest);
-    remove_folder(&folder)?;
-    std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-    let programs = Programs::load(&mut ebpf, &folder)?;
-    let growth = Growth::begin(pins, plans)?;
-    Loaded::new(pins, programs, growth, made(pins, plans))
-}
-
-fn load_object(
-    object: &[u8],
-    pins: &Pins,
-    plans: &[(Spec, Plan)],
-    features: Features,
-) -> Result<Ebpf, LoadError> {
-    let coarse_clock = u8::from(features.coarse_clock);
-    let mut loader = EbpfLoader::new();
-    for (spec, plan) in plans {
-        let path = match plan {
-            Plan::Create(_) | Plan::Keep(_) => pins.map(spec.name),
-            Plan::Grow(_) => pins.grown_map(spec.name),
-        };
-        let _loader = loader
-            .map_pin_path(spec.name, path)
-            .map_max_entries(spec.name, plan.size());
-    }
-    let ebpf = loader
-        .map_pin_path(LOG_MAP, pins.map(LOG_MAP))
-        .override_global("COARSE_CLOCK", &coarse_clock, true)
-        .load(object)?;
-    Ok(ebpf)
 }
 
 /// Writes the table that the datapath repairs SCTP checksums with, unless it stands there already.
@@ -360,16 +420,6 @@ fn made(pins: &Pins, plans: &[(Spec, Plan)]) -> Vec<PathBuf> {
         .filter(is_new)
         .map(|(spec, _)| pins.map(spec.name))
         .collect()
-}
-
-/// Removes the maps that did not exist before, and the programs.
-fn undo(pins: &Pins, plans: &[(Spec, Plan)], programs: &Path) {
-    let grown = plans.iter().map(|(spec, _)| pins.grown_map(spec.name));
-    for path in made(pins, plans).into_iter().chain(grown) {
-        warn_if_failed(remove_file(&path));
-    }
-    warn_if_failed(remove_folder(programs));
-    remove_empty_folders(pins);
 }
 
 /// Removes those of our folders in which nothing is left.
@@ -431,21 +481,28 @@ mod tests {
 
     #[test]
     fn the_digest_covers_object_and_globals() {
-        let (old, new) = (
-            Features {
-                tcx: true,
-                coarse_clock: false,
-            },
-            Features {
-                tcx: true,
-                coarse_clock: true,
-            },
-        );
+        let old = Features {
+            tcx: true,
+            coarse_clock: false,
+            set_retval: false,
+            netns_cookie: true,
+        };
+        let coarse = Features {
+            coarse_clock: true,
+            ..old
+        };
+        let telling = Features {
+            set_retval: true,
+            ..old
+        };
+        let other = Features {
+            tcx: false,
+            netns_cookie: false,
+            ..old
+        };
         assert_ne!(digest(b"a", old), digest(b"b", old));
-        assert_ne!(digest(b"a", old), digest(b"a", new));
-        assert_eq!(
-            digest(b"a", new),
-            digest(b"a", Features { tcx: false, ..new })
-        );
+        assert_ne!(digest(b"a", old), digest(b"a", coarse));
+        assert_ne!(digest(b"a", old), digest(b"a", telling));
+        assert_eq!(digest(b"a", old), digest(b"a", other));
     }
 }

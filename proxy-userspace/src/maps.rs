@@ -8,9 +8,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use bytemuck::{Pod, Zeroable as _};
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters, ServiceName,
-    Settings, SourceRangeKey,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters,
+    ServiceName, Settings, SocketRecord, SourceRangeKey,
 };
 
 use crate::loader::pins::Pins;
@@ -372,6 +372,10 @@ pub struct Maps {
     pub affinity: Table<AffinityKey, Affinity>,
     /// Ports of fragmented datagrams.
     pub fragments: Table<FragmentKey, FragmentPorts>,
+    /// Cookies of connected sockets → what they talk to instead.
+    pub sockets: Table<u64, SocketRecord>,
+    /// Correspondents of unconnected UDP sockets → the same.
+    pub datagrams: Table<DatagramKey, SocketRecord>,
     /// The one entry of settings.
     pub settings: List<Settings>,
     /// Verdicts → packets.
@@ -397,6 +401,8 @@ impl Maps {
             flows: Table::open(pins, "FLOWS")?,
             affinity: Table::open(pins, "AFFINITY")?,
             fragments: Table::open(pins, "FRAGMENTS")?,
+            sockets: Table::open(pins, "SOCKETS")?,
+            datagrams: Table::open(pins, "DATAGRAMS")?,
             settings: List::open(pins, "SETTINGS")?,
             outcomes: PerCpu::open(pins, "OUTCOMES")?,
         })

@@ -7,6 +7,7 @@ mod control;
 mod edges;
 mod logs;
 mod origin;
+mod socket_edge;
 mod surroundings;
 mod unread;
 mod vitals;
@@ -21,6 +22,7 @@ use self::control::Control;
 use self::edges::{Edges, Host};
 pub use self::origin::Origin;
 use self::origin::Source;
+use self::socket_edge::{Site, SocketEdge};
 use crate::conntrack_gc::{Collector, Timeouts};
 use crate::devices::{Patterns, host_edge, monitor};
 use crate::loader::attach::{Attacher, Method};
@@ -28,9 +30,9 @@ use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
 use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
-use crate::loader::{self, Loaded, Programs};
+use crate::loader::{self, LoadError, Loaded, Programs, SocketPrograms};
 use crate::maps::Maps;
-use crate::node::NodeConfig;
+use crate::node::{NodeConfig, SocketLb};
 use crate::status;
 
 /// What the daemon is to do.
@@ -52,6 +54,10 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// How to attach; `None`: the best way that the kernel offers.
     pub method: Option<Method>,
+    /// Whose sockets are pointed at backends.
+    pub socket_lb: SocketLb,
+    /// The cgroup of these sockets; `None`: the root, wherever it is mounted.
+    pub cgroup_path: Option<PathBuf>,
     /// Where `/healthz` and `/livez` are (rule R130).
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
@@ -94,13 +100,33 @@ async fn start(
     features: Features,
     method: Method,
 ) -> anyhow::Result<Node> {
+    let site = Site::find(options)?;
+    let started = start_at(options, pins, features, method, &site).await;
+    started.inspect_err(|_| site.undo(&options.state_dir))
+}
+
+async fn start_at(
+    options: &Options,
+    pins: &Pins,
+    features: Features,
+    method: Method,
+    site: &Site,
+) -> anyhow::Result<Node> {
     let source = Source::start(&options.origin, options.node.name.clone()).await?;
+    let with_sockets = site.cgroup().is_some();
     let Loaded {
         maps,
         programs,
+        sockets,
         rest,
-    } = loader::load(OBJECT, pins, &options.sizes, features)?;
-    match attach(options, pins, method, maps, programs).await {
+    } = loader::load(OBJECT, pins, &options.sizes, features, with_sockets)?;
+    let job = Attach {
+        options,
+        pins,
+        method,
+        site,
+    };
+    match job.attach(maps, programs, sockets).await {
         Ok((control, edges)) => {
             if let Err(error) = rest.finish(pins) {
                 tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
@@ -118,31 +144,44 @@ async fn start(
     }
 }
 
-async fn attach(
-    options: &Options,
-    pins: &Pins,
+/// How and where programs are to be attached.
+struct Attach<'a> {
+    options: &'a Options,
+    pins: &'a Pins,
     method: Method,
-    maps: Maps,
-    programs: Programs,
-) -> anyhow::Result<(Control, Edges)> {
-    logs::forward(&programs);
-    let collector = Collector::open(pins, options.timeouts.clone())?;
-    let (routes, wanted_routes) = watch::channel(None);
-    let control = Control::new(options, maps, method, routes)?;
-    let netlink = monitor::connect()?;
-    let attacher = Attacher::new(method, pins.clone(), netlink.clone(), programs);
-    let state_dir = options.state_dir.clone();
-    let (host, is_made) = Host::start(netlink.clone(), state_dir, wanted_routes).await;
-    let edges = match Edges::start(attacher, options.devices.clone(), host).await {
-        Ok(edges) => edges,
-        Err(error) => {
-            if is_made {
-                undo_host_edge(&netlink, &options.state_dir).await;
+    site: &'a Site,
+}
+
+impl Attach<'_> {
+    async fn attach(
+        &self,
+        maps: Maps,
+        programs: Programs,
+        sockets: Option<Result<SocketPrograms, LoadError>>,
+    ) -> anyhow::Result<(Control, Edges)> {
+        let options = self.options;
+        logs::forward(&programs);
+        let collector = Collector::open(self.pins, options.timeouts.clone())?;
+        let (routes, wanted_routes) = watch::channel(None);
+        let control = Control::new(options, maps, self.method, routes)?;
+        let netlink = monitor::connect()?;
+        let attacher = Attacher::new(self.method, self.pins.clone(), netlink.clone(), programs);
+        let state_dir = options.state_dir.clone();
+        let (host, is_made) = Host::start(netlink.clone(), state_dir, wanted_routes).await;
+        let edges = match Edges::start(attacher, options.devices.clone(), host).await {
+            Ok(edges) => edges,
+            Err(error) => {
+                if is_made {
+                    undo_host_edge(&netlink, &options.state_dir).await;
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
-        }
-    };
-    Ok((control.with(edges.view(), collector)?, edges))
+        };
+        // Last: what sockets leave alone has its packet edges by now.
+        let socket_edge = SocketEdge::start(options, self.pins, self.site, sockets)?;
+        let control = control.with(edges.view(), collector, socket_edge)?;
+        Ok((control, edges))
+    }
 }
 
 async fn undo_host_edge(netlink: &rtnetlink::Handle, state_dir: &Path) {

@@ -40,12 +40,23 @@ pub struct Status {
     pub node_devices: Vec<String>,
     /// The devices by which this node's own processes reach Services.
     pub host_devices: Vec<String>,
+    /// The socket edge.
+    pub socket_edge: SocketEdgeStatus,
     /// This node's addresses.
     pub node_addresses: Vec<NodeAddress>,
     /// How traffic is treated: options and their values.
     pub modes: BTreeMap<String, String>,
     /// Seconds that flows may be silent, by state.
     pub timeouts: BTreeMap<String, u32>,
+}
+
+/// The socket edge.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct SocketEdgeStatus {
+    /// Whose sockets are to be served, as `--socket-lb` says.
+    pub serves: String,
+    /// The cgroup whose sockets are served; `None`: nobody's are.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// An address of this node.
@@ -89,6 +100,10 @@ pub fn modes(config: &NodeConfig) -> BTreeMap<String, String> {
         (
             "nodeport-addresses",
             every(config.node_port_addresses.to_string()),
+        ),
+        (
+            "localhost-nodeports",
+            config.localhost_node_ports.to_string(),
         ),
         ("detect-local-mode", config.detect_local.to_string()),
         ("masquerade-all", config.masquerade_all.to_string()),
@@ -225,6 +240,10 @@ mod tests {
             devices: vec!["veth1".to_owned()],
             node_devices: vec!["eth0".to_owned()],
             host_devices: vec!["beeline0".to_owned(), "lo".to_owned()],
+            socket_edge: SocketEdgeStatus {
+                serves: "all".to_owned(),
+                cgroup: Some("/sys/fs/cgroup".into()),
+            },
             node_addresses: vec![NodeAddress {
                 address: "192.0.2.1".to_owned(),
                 node_ports: true,

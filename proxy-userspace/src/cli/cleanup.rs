@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::{Error, Paths, ReadArgs, block_on, print};
 use crate::devices::{host_edge, monitor, routes};
-use crate::loader::attach;
 use crate::loader::checks::{self, CheckError};
 use crate::loader::lock::Lock;
 use crate::loader::pins::{self, Pins};
+use crate::loader::{attach, cgroup};
 use crate::status;
 
 #[derive(Args, Debug)]
@@ -31,6 +31,8 @@ struct Removed {
     devices: Vec<String>,
     /// Devices that Beeline had made.
     devices_made: Vec<String>,
+    /// Programs of the socket edge that were taken off their cgroup.
+    socket_programs: usize,
     /// Links of devices that are gone, or in another network namespace.
     links: usize,
     /// Pinned maps.
@@ -49,7 +51,10 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
     if !args.force && (Lock::is_held(pins.root())? || Lock::is_held(&lock_file)?) {
         return Err(Error::Running);
     }
-    let mut removed = Removed::default();
+    let mut removed = Removed {
+        socket_programs: cgroup::detach(&pins)?,
+        ..Removed::default()
+    };
     block_on(detach(&pins, &mut removed))?;
     removed.settings = host_edge::put_back(&paths.state_dir)?;
     match checks::is_bpffs(&paths.bpffs) {
@@ -58,6 +63,9 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
         Err(CheckError::NoFolder { .. } | CheckError::NotBpffs { .. }) => {}
         Err(error) => return Err(error.into()),
     }
+    let unmounted = cgroup::unmount_own(&paths.state_dir);
+    let unmounted = unmounted.map_err(failed("unmount", &cgroup::own_mount(&paths.state_dir)))?;
+    removed.paths.extend(unmounted);
     for file in [status::file(&paths.state_dir), lock_file] {
         if file.exists() {
             std::fs::remove_file(&file).map_err(failed("remove", &file))?;
@@ -118,6 +126,12 @@ fn text(removed: &Removed) -> String {
             removed.devices_made.join(", ")
         ));
     }
+    if removed.socket_programs > 0 {
+        lines.push(format!(
+            "{} programs taken off their cgroup",
+            removed.socket_programs
+        ));
+    }
     if removed.links > 0 {
         lines.push(format!(
             "{} links of devices that are not here removed",
@@ -151,6 +165,7 @@ mod tests {
         let removed = Removed {
             devices: vec!["veth1".to_owned(), "veth2".to_owned()],
             devices_made: vec!["beeline0".to_owned()],
+            socket_programs: 9,
             settings: vec!["net.ipv4.conf.lo.accept_local = 0".to_owned()],
             paths: vec![PathBuf::from("/run/beeline")],
             ..Removed::default()
@@ -158,6 +173,7 @@ mod tests {
         assert_eq!(
             text(&removed),
             "programs taken off veth1, veth2\ndevice beeline0 removed\n\
+             9 programs taken off their cgroup\n\
              net.ipv4.conf.lo.accept_local = 0 again\n/run/beeline removed\n"
         );
     }

@@ -17,7 +17,8 @@ use crate::devices::{DevicePatterns, Patterns};
 use crate::loader::attach::Method;
 use crate::loader::sizes::Sizes;
 use crate::node::{
-    self, DetectLocal, GoneBackends, MidFlow, NodeConfig, NodePortAddresses, SourceNat, SourcePorts,
+    self, DetectLocal, GoneBackends, MidFlow, NodeConfig, NodePortAddresses, SocketLb, SourceNat,
+    SourcePorts,
 };
 use crate::run::{Options, Origin};
 
@@ -80,6 +81,8 @@ pub(super) struct RunArgs {
     // Last: what follows would come under their headings.
     #[command(flatten)]
     traffic: TrafficArgs,
+    #[command(flatten)]
+    sockets: SocketArgs,
     #[command(flatten)]
     sizes: SizeArgs,
 }
@@ -176,6 +179,33 @@ struct TrafficArgs {
     /// not count. Others are not known here.
     #[arg(long, value_name = "GATE=BOOL,…", value_parser = same_node_hints)]
     feature_gates: Option<bool>,
+}
+
+/// Which sockets are pointed at backends, and where.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sockets")]
+struct SocketArgs {
+    /// Whose TCP and UDP sockets are pointed at a backend once, when they connect or send, so that
+    /// no packet has to be translated. Everybody else is served packet by packet.
+    #[arg(long, value_enum, default_value = "all")]
+    socket_lb: SocketLb,
+    /// The cgroup v2 folder whose processes' sockets are served, with all cgroups below. If not
+    /// given: the root, wherever it is mounted; if it is not, in the state folder.
+    #[arg(long, value_name = "DIR")]
+    cgroup_path: Option<PathBuf>,
+    /// Whether this node's own processes reach NodePorts at localhost, which needs --socket-lb.
+    /// Never if --nodeport-addresses has ranges and none with loopback addresses.
+    #[arg(
+        long,
+        alias = "iptables-localhost-nodeports",
+        value_name = "BOOL",
+        default_value = "true",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true
+    )]
+    localhost_nodeports: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
@@ -369,6 +399,13 @@ struct SizeArgs {
         help = entries("Datagrams in fragments at one time", limits::FRAGMENTS)
     )]
     max_fragments: Option<u32>,
+    /// Sockets that are connected to Services. The default grows with the memory.
+    #[arg(long, value_name = "N", value_parser = size())]
+    max_sockets: Option<u32>,
+    /// Records of UDP sockets that talk to Services without being connected, two for each. The
+    /// default grows with the memory.
+    #[arg(long, value_name = "N", value_parser = size())]
+    max_datagrams: Option<u32>,
 }
 
 /// A text with the size that a map has if none is asked for.
@@ -435,7 +472,10 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     check_source_ports(args.traffic.source_ports);
     Ok(Options {
         origin,
-        node: args.traffic.config(node, args.tcp_mid_flow),
+        node: NodeConfig {
+            localhost_node_ports: args.sockets.localhost_nodeports,
+            ..args.traffic.config(node, args.tcp_mid_flow)
+        },
         bpffs: paths.bpffs,
         state_dir: paths.state_dir,
         devices: Patterns {
@@ -448,6 +488,8 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
             AttachArg::Tcx => Method::Tcx,
             AttachArg::Clsact => Method::Clsact,
         }),
+        socket_lb: args.sockets.socket_lb,
+        cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
     })
@@ -505,6 +547,8 @@ impl From<SizeArgs> for Sizes {
             flows: args.max_flows,
             affinity: args.max_affinity,
             fragments: args.max_fragments,
+            sockets: args.max_sockets,
+            datagrams: args.max_datagrams,
         }
     }
 }

@@ -12,8 +12,10 @@ use super::{Error, Paths, ReadArgs, block_on, print, table};
 use crate::devices::monitor;
 use crate::loader::attach::{self, SIDES};
 use crate::loader::lock::Lock;
+use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
-use crate::status::{self as file, Status};
+use crate::node::SocketLb;
+use crate::status::{self as file, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
 #[derive(Serialize, Debug)]
@@ -25,6 +27,8 @@ struct View {
     /// The latest that the daemon said; old if it is not running.
     daemon: Option<Status>,
     attached: Vec<AttachedView>,
+    /// The programs of the socket edge that are attached.
+    socket_programs: Vec<SocketProgramView>,
     maps: Vec<FillView>,
     outcomes: Vec<OutcomeView>,
 }
@@ -36,6 +40,17 @@ struct AttachedView {
     method: &'static str,
     program: u32,
     tag: String,
+}
+
+#[derive(Serialize, Debug)]
+struct SocketProgramView {
+    name: &'static str,
+    /// The kernel's number of the link.
+    link: u32,
+    program: u32,
+    tag: String,
+    /// The kernel's number of the cgroup.
+    cgroup: u64,
 }
 
 #[derive(Serialize, Debug)]
@@ -59,18 +74,21 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
     let running = Lock::is_held(&lock)?;
     let daemon = Status::read(&paths.state_dir)?;
     let attached = block_on(attached())?;
+    let socket_programs = socket_programs(paths)?;
     let maps = match paths.maps() {
         Ok(maps) => Some(maps),
         Err(Error::NoMaps(_) | Error::Check(_)) => None,
         Err(error) => return Err(error),
     };
-    let reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
+    let mut reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
+    reasons.extend(socket_reasons(daemon.as_ref(), &socket_programs));
     let view = View {
         healthy: reasons.is_empty(),
         reasons,
         running,
         daemon,
         attached,
+        socket_programs,
         maps: maps.as_ref().map(fills).transpose()?.unwrap_or_default(),
         outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
     };
@@ -102,6 +120,34 @@ async fn attached() -> Result<Vec<AttachedView>, Error> {
     }
     all.sort_unstable();
     Ok(all)
+}
+
+/// Our programs on the cgroup.
+fn socket_programs(paths: &Paths) -> Result<Vec<SocketProgramView>, Error> {
+    let programs = cgroup::attached(&paths.pins())?.into_iter();
+    let view = |it: cgroup::Attached| SocketProgramView {
+        name: it.hook.name(),
+        link: it.link,
+        program: it.program,
+        tag: it.tag,
+        cgroup: it.cgroup,
+    };
+    Ok(programs.map(view).collect())
+}
+
+/// Why all is not well with the socket edge, if the daemon has one.
+fn socket_reasons(daemon: Option<&Status>, programs: &[SocketProgramView]) -> Vec<String> {
+    if daemon.is_none_or(|daemon| daemon.socket_edge.cgroup.is_none()) {
+        return Vec::new();
+    }
+    let is_missing = |hook: &SocketHook| {
+        let mut attached = programs.iter().filter(|it| it.cgroup != 0);
+        !attached.any(|it| it.name == hook.name())
+    };
+    let missing = SocketHook::ALL.into_iter().filter(is_missing);
+    missing
+        .map(|hook| format!("socket edge: {} is not attached", hook.name()))
+        .collect()
 }
 
 /// Why all is not well. Services that are in trouble are no reason: they are somebody else's.
@@ -180,6 +226,8 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
     let flows = count(&mut maps.flows.keys().map(Result::err))?;
     let affinity = count(&mut maps.affinity.keys().map(Result::err))?;
     let fragments = count(&mut maps.fragments.keys().map(Result::err))?;
+    let sockets = count(&mut maps.sockets.keys().map(Result::err))?;
+    let datagrams = count(&mut maps.datagrams.keys().map(Result::err))?;
     let n_used = blocks.iter().map(|(_, n)| *n as usize).sum();
     Ok(vec![
         fill("FRONTENDS", contents.frontends.len(), maps.frontends.size()),
@@ -195,6 +243,8 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
         fill("FLOWS", flows, maps.flows.size()),
         fill("AFFINITY", affinity, maps.affinity.size()),
         fill("FRAGMENTS", fragments, maps.fragments.size()),
+        fill("SOCKETS", sockets, maps.sockets.size()),
+        fill("DATAGRAMS", datagrams, maps.datagrams.size()),
     ])
 }
 
@@ -235,6 +285,14 @@ fn text(view: &View) -> String {
         });
         let header = ["DEVICE", "SIDE", "BY", "PROGRAM", "TAG"];
         sections.push(table::render(&header, &[3], rows.collect()));
+    }
+    if !view.socket_programs.is_empty() {
+        let rows = view.socket_programs.iter().map(|it| {
+            let (program, cgroup) = (it.program.to_string(), it.cgroup.to_string());
+            vec![it.name.to_owned(), cgroup, program, it.tag.clone()]
+        });
+        let header = ["SOCKET EDGE", "CGROUP", "PROGRAM", "TAG"];
+        sections.push(table::render(&header, &[1, 2], rows.collect()));
     }
     if !view.maps.is_empty() {
         let rows = view.maps.iter().map(|fill| {
@@ -325,6 +383,7 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     ));
     rows.push(row("node edges", listed(&daemon.node_devices)));
     rows.push(row("host edges", listed(&daemon.host_devices)));
+    rows.push(row("socket edge", socket_edge(&daemon.socket_edge)));
     let address = |accepts: bool| {
         let all = daemon.node_addresses.iter();
         let those = all.filter(|it| it.node_ports == accepts);
@@ -338,6 +397,14 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     let modes = daemon.modes.iter();
     rows.extend(modes.map(|(option, value)| row(option, value.clone())));
     rows
+}
+
+fn socket_edge(edge: &SocketEdgeStatus) -> String {
+    match &edge.cgroup {
+        Some(cgroup) => format!("{}, in cgroup {}", edge.serves, cgroup.display()),
+        None if edge.serves == SocketLb::Off.name() => edge.serves.clone(),
+        None => format!("{}, but it is not attached", edge.serves),
+    }
 }
 
 /// Texts one after the other; a word if there are none.
@@ -371,6 +438,7 @@ mod tests {
             devices: vec!["veth1".to_owned()],
             node_devices: Vec::new(),
             host_devices: vec!["lo".to_owned()],
+            socket_edge: SocketEdgeStatus::default(),
             node_addresses: Vec::new(),
             modes: BTreeMap::new(),
             timeouts: BTreeMap::new(),
@@ -456,6 +524,7 @@ mod tests {
                 ..daemon()
             }),
             attached: Vec::new(),
+            socket_programs: Vec::new(),
             maps: vec![FillView {
                 map: "FLOWS",
                 entries: 1,

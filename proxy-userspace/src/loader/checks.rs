@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::netns::node_netns;
+
 /// Numbers of `linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -73,6 +75,11 @@ pub struct Features {
     pub tcx: bool,
     /// `bpf_ktime_get_coarse_ns` (Linux 5.11).
     pub coarse_clock: bool,
+    /// `bpf_set_retval` in programs of the socket edge (Linux 5.18): what they refuse gets its
+    /// own error.
+    pub set_retval: bool,
+    /// The kernel tells user space the cookies of network namespaces (Linux 5.14).
+    pub netns_cookie: bool,
 }
 
 /// Checks everything that [`super::load`] and attaching need, and finds out about the rest.
@@ -87,6 +94,8 @@ pub fn check(bpffs: &Path) -> Result<Features, CheckError> {
     Ok(Features {
         tcx: has_tcx()?,
         coarse_clock: has_coarse_clock()?,
+        set_retval: has_set_retval(),
+        netns_cookie: node_netns().is_ok_and(|cookie| cookie.is_some()),
     })
 }
 
@@ -201,6 +210,12 @@ fn has_coarse_clock() -> Result<bool, CheckError> {
         what: "a coarse clock",
         source: Box::new(error),
     })
+}
+
+/// A kernel that does not tell has no programs of this kind at all, which loading them will show.
+fn has_set_retval() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .unwrap_or_default()
 }
 
 /// Asks for the programs at the loopback device: kernels without TCX do not know the question.

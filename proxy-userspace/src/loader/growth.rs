@@ -1,9 +1,11 @@
 //! Larger maps in the place of smaller ones, entries included.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytemuck::Pod;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, ServiceName,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, ServiceName, SocketRecord,
 };
 
 use super::pins::Pins;
@@ -63,6 +65,8 @@ fn copier(pins: &Pins, name: &'static str) -> Result<Again, MapFailure> {
         "FLOWS" => table::<FlowKey, Flow>(pins, name),
         "AFFINITY" => table::<AffinityKey, Affinity>(pins, name),
         "FRAGMENTS" => table::<FragmentKey, FragmentPorts>(pins, name),
+        "SOCKETS" => sockets(pins, name),
+        "DATAGRAMS" => table::<DatagramKey, SocketRecord>(pins, name),
         "BACKENDS" => list::<Backend>(pins, name),
         "SLOTS" => list::<u32>(pins, name),
         // Counters start anew.
@@ -82,6 +86,29 @@ where
         for entry in old.entries() {
             let (key, value) = entry?;
             n_new += u64::from(new.insert_if_absent(&key, &value)?);
+        }
+        Ok(n_new)
+    }))
+}
+
+/// Nothing but the end of its socket removes a record, and until the programs are replaced that
+/// removes it from the old map only: the second time those go, too.
+fn sockets(pins: &Pins, name: &'static str) -> Result<Again, MapFailure> {
+    let old: Table<u64, SocketRecord> = Table::open(pins, name)?;
+    let mut new: Table<u64, SocketRecord> = Table::open_at(&pins.grown_map(name), name)?;
+    let mut copied = BTreeSet::new();
+    Ok(Box::new(move || {
+        let held: BTreeMap<_, _> = old.entries().collect::<Result<_, _>>()?;
+        for cookie in &copied {
+            if !held.contains_key(cookie) {
+                let _was_there = new.remove(cookie)?;
+            }
+        }
+        let mut n_new = 0;
+        for (cookie, record) in held {
+            if copied.insert(cookie) {
+                n_new += u64::from(new.insert_if_absent(&cookie, &record)?);
+            }
         }
         Ok(n_new)
     }))

@@ -4,6 +4,7 @@
 //! <bpffs>/beeline/
 //!   links/<ifindex>-<side>        TCX links; shared by all layouts, so that an upgrade replaces
 //!                                 the program of a link instead of attaching a second one
+//!   links/cgroup-<program>        links of the socket edge's programs to a cgroup, likewise
 //!   v<layout>/maps/<NAME>         maps, one folder for each version of their layout
 //!   v<layout>/programs/<digest>/  the programs that are attached, by digest of the object
 //! ```
@@ -63,7 +64,7 @@ impl Pins {
         self.programs().join(format!("{digest:016x}"))
     }
 
-    /// The folder of the TCX links.
+    /// The folder of the links.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
     }
@@ -71,6 +72,16 @@ impl Pins {
     /// The pin of the TCX link at one side of a device.
     pub fn link(&self, ifindex: u32, side: Side) -> PathBuf {
         self.links().join(format!("{ifindex}-{}", side.name()))
+    }
+
+    /// The pin of the link of a program of the socket edge to its cgroup.
+    pub fn socket_link(&self, program: &str) -> PathBuf {
+        self.links().join(format!("cgroup-{program}"))
+    }
+
+    /// The pin of such a link until it takes its place. No dots: bpffs refuses them.
+    pub fn new_socket_link(&self, program: &str) -> PathBuf {
+        self.links().join(format!("cgroup-{program}-new"))
     }
 
     /// The devices and sides for which a TCX link is pinned.
@@ -155,7 +166,7 @@ mod tests {
                 Some((index, side))
             );
         }
-        for wrong in ["", "7", "7-", "x-ingress", "7-sideways"] {
+        for wrong in ["", "7", "7-", "x-ingress", "7-sideways", "cgroup-connect4"] {
             assert_eq!(parse_link(wrong), None, "{wrong}");
         }
     }
@@ -166,6 +177,7 @@ mod tests {
         for path in [
             pins.grown_map("FLOWS"),
             pins.link(1, Side::Ingress),
+            pins.new_socket_link("sock_release"),
             pins.programs_of(1),
         ] {
             assert!(!path.to_str().unwrap().contains('.'));

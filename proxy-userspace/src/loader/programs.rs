@@ -1,13 +1,13 @@
-//! The kernel programs, loaded and pinned.
+//! The programs on devices, loaded and pinned.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::MapInfo;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier};
 use proxy_common::abi::Side;
 
-use super::LoadError;
+use super::{LoadError, verify};
 
 /// A program for one side of devices of one kind.
 pub struct Program {
@@ -62,9 +62,8 @@ impl Kind {
     }
 }
 
-/// All programs.
+/// All of them.
 pub struct Programs {
-    folder: PathBuf,
     /// In the order of [`Kind::ALL`].
     pub all: [Program; 4],
 }
@@ -85,16 +84,17 @@ impl Programs {
         let [Some(a), Some(b), Some(c), Some(d)] = all else {
             return None;
         };
-        Some(Self {
-            folder: folder.to_owned(),
-            all: [a, b, c, d],
-        })
+        Some(Self { all: [a, b, c, d] })
     }
 
     /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`.
     pub(super) fn load(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, LoadError> {
         for kind in Kind::ALL {
-            load_and_pin(ebpf, kind.name(), folder)?;
+            let load = |program: &mut aya::programs::Program| {
+                let classifier: &mut SchedClassifier = program.try_into()?;
+                classifier.load()
+            };
+            verify::load_and_pin(ebpf, kind.name(), folder, load)?;
         }
         // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
         Self::open(folder).ok_or(LoadError::NoProgram {
@@ -107,20 +107,10 @@ impl Programs {
         self.all.iter_mut().find(|program| program.kind == kind)
     }
 
-    /// Where they are pinned.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The maps that they use; `None` if the kernel does not tell.
     pub(super) fn maps(&self) -> Option<Vec<MapInfo>> {
-        let mut maps = Vec::new();
-        for program in &self.all {
-            for id in program.classifier.info().ok()?.map_ids().ok()?? {
-                maps.push(MapInfo::from_id(id).ok()?);
-            }
-        }
-        Some(maps)
+        let programs = self.all.iter();
+        verify::maps(programs.map(|program| program.classifier.info()))
     }
 }
 
@@ -133,76 +123,5 @@ impl Program {
             tag: info.tag(),
             classifier,
         })
-    }
-}
-
-fn load_and_pin(ebpf: &mut Ebpf, name: &'static str, folder: &Path) -> Result<(), LoadError> {
-    let failed = |action| {
-        move |source| LoadError::Program {
-            name,
-            action,
-            source: Box::new(source),
-        }
-    };
-    let program = ebpf
-        .program_mut(name)
-        .ok_or(LoadError::NoProgram { name })?;
-    let classifier: &mut SchedClassifier = program.try_into().map_err(failed("opening"))?;
-    classifier.load().map_err(|error| refused(name, error))?;
-    let path = folder.join(name);
-    classifier
-        .pin(&path)
-        .map_err(|error| failed("pinning")(pin_error(error)))
-}
-
-/// The verifier's log has thousands of lines, of which the last ones say why.
-fn refused(name: &'static str, error: ProgramError) -> LoadError {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return LoadError::Program {
-            name,
-            action: "verification",
-            source: Box::new(error),
-        };
-    };
-    let log = verifier_log.to_string();
-    tracing::debug!("program {name}: {log}");
-    LoadError::Refused {
-        name,
-        reason: reason(&log).to_owned(),
-        source: io_error,
-    }
-}
-
-/// The last line of a verifier's log that is no statistics.
-fn reason(log: &str) -> &str {
-    const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed"];
-    let is_reason =
-        |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
-    log.lines()
-        .rev()
-        .map(str::trim)
-        .find(is_reason)
-        .unwrap_or("no reason given")
-}
-
-fn pin_error(error: aya::pin::PinError) -> ProgramError {
-    ProgramError::IOError(std::io::Error::other(error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_verifiers_reason_is_its_last_word() {
-        let log = "0: (b7) r0 = 0\ninvalid access to packet, off=0 size=1\n\
-                   R5 offset is outside of the packet\nverification time 2405 usec\n\
-                   stack depth 112\nprocessed 207 insns (limit 1000000)\n";
-        assert_eq!(reason(log), "R5 offset is outside of the packet");
-        assert_eq!(reason(""), "no reason given");
     }
 }

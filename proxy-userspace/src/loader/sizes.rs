@@ -2,9 +2,10 @@
 
 use aya::maps::MapType;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, ServiceCounters, ServiceName,
-    Settings, SourceRangeKey, limits,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, NetworkKey, PodFlags,
+    ServiceCounters, ServiceName, Settings, SocketClient, SocketRecord, SocketSettings,
+    SourceRangeKey, limits,
 };
 
 /// What a map is made of; what a pinned one must agree with.
@@ -31,8 +32,8 @@ pub struct Spec {
     pub is_array: bool,
 }
 
-const fn hash<K, V>(name: &'static str, option: &'static str) -> Spec {
-    spec::<K, V>(name, MapType::Hash, Some(option))
+const fn hash<K, V>(name: &'static str, option: Option<&'static str>) -> Spec {
+    spec::<K, V>(name, MapType::Hash, option)
 }
 
 const fn lru<K, V>(name: &'static str, option: &'static str) -> Spec {
@@ -67,19 +68,24 @@ const fn spec<K, V>(name: &'static str, map_type: MapType, option: Option<&'stat
 }
 
 /// All maps that are pinned, in the order in which `beeline status` shows them.
-pub const MAPS: [Spec; 15] = [
-    hash::<FrontendKey, Frontend>("FRONTENDS", "--max-frontends"),
-    hash::<Addr, AddressFlags>("ADDRESSES", "--max-addresses"),
+pub const MAPS: [Spec; 20] = [
+    hash::<FrontendKey, Frontend>("FRONTENDS", Some("--max-frontends")),
+    hash::<Addr, AddressFlags>("ADDRESSES", Some("--max-addresses")),
     trie::<SourceRangeKey, u32>("SOURCE_RANGES", Some("--max-source-ranges")),
     trie::<NetworkKey, NetworkFlags>("NETWORKS", None),
-    spec::<u32, Device>("DEVICES", MapType::Hash, None),
+    hash::<u32, Device>("DEVICES", None),
     array::<u32>("SLOTS", Some("--max-slots")),
     array::<Backend>("BACKENDS", Some("--max-backends")),
-    hash::<u32, ServiceName>("SERVICES", "--max-services"),
+    hash::<u32, ServiceName>("SERVICES", Some("--max-services")),
     per_cpu::<ServiceCounters>("SERVICE_COUNTERS", Some("--max-services")),
     lru::<FlowKey, Flow>("FLOWS", "--max-flows"),
     lru::<AffinityKey, Affinity>("AFFINITY", "--max-affinity"),
     lru::<FragmentKey, FragmentPorts>("FRAGMENTS", "--max-fragments"),
+    hash::<u64, SocketRecord>("SOCKETS", Some("--max-sockets")),
+    lru::<DatagramKey, SocketRecord>("DATAGRAMS", "--max-datagrams"),
+    hash::<u64, SocketClient>("CLIENTS", None),
+    hash::<u64, PodFlags>("PODS", None),
+    array::<SocketSettings>("SOCKET_SETTINGS", None),
     array::<Settings>("SETTINGS", None),
     array::<u32>("CRC_SHIFTS", None),
     per_cpu::<u64>("OUTCOMES", None),
@@ -106,6 +112,10 @@ pub struct Sizes {
     pub affinity: Option<u32>,
     /// Entries of `FRAGMENTS`.
     pub fragments: Option<u32>,
+    /// Entries of `SOCKETS`.
+    pub sockets: Option<u32>,
+    /// Entries of `DATAGRAMS`, two for each correspondence.
+    pub datagrams: Option<u32>,
 }
 
 impl Sizes {
@@ -121,6 +131,8 @@ impl Sizes {
             "FLOWS" => self.flows,
             "AFFINITY" => self.affinity,
             "FRAGMENTS" => self.fragments,
+            "SOCKETS" => self.sockets,
+            "DATAGRAMS" => self.datagrams,
             _ => None,
         }
     }
@@ -138,6 +150,10 @@ pub fn default_size(name: &str, memory: u64) -> u32 {
         "BACKENDS" => limits::BACKENDS,
         "SERVICES" | "SERVICE_COUNTERS" => limits::SERVICES,
         "FLOWS" => flows_for(memory),
+        "SOCKETS" => sockets_for(memory),
+        "DATAGRAMS" => datagrams_for(memory),
+        "CLIENTS" => limits::CLIENTS,
+        "PODS" => limits::PODS,
         "AFFINITY" => limits::AFFINITY,
         "FRAGMENTS" => limits::FRAGMENTS,
         "CRC_SHIFTS" => limits::CRC_SHIFTS,
@@ -148,9 +164,21 @@ pub fn default_size(name: &str, memory: u64) -> u32 {
 
 /// A 400th of the memory, at 192 bytes a record.
 fn flows_for(memory: u64) -> u32 {
-    let records = memory / 400 / 192;
-    let wanted = u32::try_from(records).unwrap_or(u32::MAX);
-    wanted.clamp(limits::FLOWS_MIN, limits::FLOWS * 4)
+    records(memory / 400 / 192).clamp(limits::FLOWS_MIN, limits::FLOWS * 4)
+}
+
+/// A 1000th of the memory, at 136 bytes a socket.
+fn sockets_for(memory: u64) -> u32 {
+    records(memory / 1000 / 136).clamp(limits::SOCKETS / 4, limits::SOCKETS * 4)
+}
+
+/// A 2000th of the memory, at 160 bytes a record.
+fn datagrams_for(memory: u64) -> u32 {
+    records(memory / 2000 / 160).clamp(limits::DATAGRAMS / 4, limits::DATAGRAMS * 4)
+}
+
+fn records(wanted: u64) -> u32 {
+    u32::try_from(wanted).unwrap_or(u32::MAX)
 }
 
 /// Bytes of memory of this machine; 0 if the kernel does not tell.
@@ -270,8 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn flow_records_follow_the_memory_within_bounds() {
+    fn records_follow_the_memory_within_bounds() {
         const GIB: u64 = 1 << 30;
+        assert_eq!(sockets_for(0), limits::SOCKETS / 4);
+        assert_eq!(sockets_for(16 * GIB), (16 * GIB / 1000 / 136) as u32);
+        assert_eq!(sockets_for(u64::MAX), limits::SOCKETS * 4);
+        assert_eq!(datagrams_for(0), limits::DATAGRAMS / 4);
+        assert_eq!(datagrams_for(u64::MAX), limits::DATAGRAMS * 4);
         assert_eq!(flows_for(0), limits::FLOWS_MIN);
         assert_eq!(flows_for(GIB), limits::FLOWS_MIN);
         assert_eq!(flows_for(16 * GIB), (16 * GIB / 400 / 192) as u32);
@@ -326,11 +359,23 @@ mod tests {
 
     #[test]
     fn every_map_has_a_size() {
-        const GIVEN: [&str; 5] = ["SETTINGS", "CRC_SHIFTS", "OUTCOMES", "NETWORKS", "DEVICES"];
+        const SINGLE: [&str; 2] = ["SETTINGS", "SOCKET_SETTINGS"];
+        const GIVEN: [&str; 6] = [
+            "CRC_SHIFTS",
+            "OUTCOMES",
+            "NETWORKS",
+            "DEVICES",
+            "CLIENTS",
+            "PODS",
+        ];
         for spec in MAPS {
+            let is_single = SINGLE.contains(&spec.name);
             assert!(default_size(spec.name, 0) > 0);
-            assert_eq!(spec.option.is_none(), GIVEN.contains(&spec.name));
-            assert_eq!(default_size(spec.name, 0) == 1, spec.name == "SETTINGS");
+            assert_eq!(
+                spec.option.is_none(),
+                is_single || GIVEN.contains(&spec.name)
+            );
+            assert_eq!(default_size(spec.name, 0) == 1, is_single, "{}", spec.name);
         }
     }
 }

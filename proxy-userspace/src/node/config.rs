@@ -15,6 +15,8 @@ pub struct NodeConfig {
     pub name: Arc<str>,
     /// Which of this node's addresses accept NodePorts (rule R86).
     pub node_port_addresses: NodePortAddresses,
+    /// Whether this node's own processes reach NodePorts at loopback addresses (rule R88).
+    pub localhost_node_ports: bool,
     /// How clients are told to be local pods (rule R51).
     pub detect_local: DetectLocal,
     /// Whether all traffic to cluster IPs gets an address of this node as source (rule R78).
@@ -39,6 +41,7 @@ impl NodeConfig {
         Self {
             name: name.into(),
             node_port_addresses: NodePortAddresses::Primary,
+            localhost_node_ports: true,
             detect_local: DetectLocal::PodDevices,
             masquerade_all: false,
             source_nat: SourceNat::WhenNeeded,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::edges::View;
 use super::origin::Source;
+use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
 use super::unread::{Unread, lacks_slices};
 use super::{Options, at};
@@ -23,7 +24,7 @@ use crate::loader::attach::Method;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
-use crate::status::{self, LastSync, Status};
+use crate::status::{self, LastSync, SocketEdgeStatus, Status};
 use crate::sync::{Report, Sync};
 
 /// Most events that are taken in before the maps follow.
@@ -106,6 +107,7 @@ impl Control {
             node_devices: Vec::new(),
             host_devices: Vec::new(),
             node_addresses: Vec::new(),
+            socket_edge: SocketEdgeStatus::default(),
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
@@ -137,11 +139,12 @@ impl Control {
         })
     }
 
-    /// The same with devices to watch and records to collect.
+    /// The same with devices to watch, records to collect, and the socket edge.
     pub(super) fn with(
         mut self,
         view: watch::Receiver<Arc<View>>,
         collector: Collector,
+        socket_edge: SocketEdge,
     ) -> anyhow::Result<Self> {
         let (inquiries, inquired) = mpsc::channel();
         let collect = move || collector.run(&inquired);
@@ -149,6 +152,8 @@ impl Control {
             .name("conntrack-gc".to_owned())
             .spawn(collect);
         drop(thread.context("cannot start the collector of flow records")?);
+        self.vitals.problems.set("socket edge", socket_edge.problem);
+        self.status.socket_edge = socket_edge.status;
         self.view = view;
         self.collector = Some(inquiries);
         Ok(self)

@@ -1,0 +1,172 @@
+//! The start of the socket edge, and what keeps it from starting.
+//!
+//! Packets are served without it. So whatever keeps it away is a problem to be shown, but no
+//! reason not to start, unless it is wrong what was asked for.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use bytemuck::Pod;
+use proxy_common::abi::{DatagramKey, SocketRecord};
+
+use super::Options;
+use crate::loader::cgroup::{self, Cgroup, CgroupError};
+use crate::loader::pins::Pins;
+use crate::loader::socket_settings::SocketSettingsMap;
+use crate::loader::{LoadError, SocketPrograms, node_netns};
+use crate::maps::{MapFailure, Table, wait_for_programs};
+use crate::node::{SocketLb, socket_flags};
+use crate::status::SocketEdgeStatus;
+
+/// Where sockets are to be served.
+pub(super) enum Site {
+    /// Nowhere: `--socket-lb off`.
+    Off,
+    /// Nowhere, for want of a cgroup.
+    Missing(CgroupError),
+    /// In the cgroup that was asked for.
+    Given(Cgroup),
+    /// In the one that was found.
+    Found(Cgroup),
+}
+
+impl Site {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// If `--cgroup-path` names something else.
+    pub(super) fn find(options: &Options) -> Result<Self, CgroupError> {
+        Ok(match (options.socket_lb, &options.cgroup_path) {
+            (SocketLb::Off, _) => Self::Off,
+            (_, Some(path)) => Self::Given(Cgroup::at(path)?),
+            (_, None) => Cgroup::find(&options.state_dir).map_or_else(Self::Missing, Self::Found),
+        })
+    }
+
+    /// The cgroup, if there is one.
+    pub(super) const fn cgroup(&self) -> Option<&Cgroup> {
+        match self {
+            Self::Off | Self::Missing(_) => None,
+            Self::Given(cgroup) | Self::Found(cgroup) => Some(cgroup),
+        }
+    }
+
+    /// What does not bode well.
+    fn problem(&self) -> Option<String> {
+        match self {
+            Self::Off | Self::Given(_) => None,
+            Self::Missing(error) => Some(error_chain(error)),
+            Self::Found(cgroup) => (!cgroup.is_root()).then(|| partial(cgroup.path())),
+        }
+    }
+
+    /// Unmounts what was mounted for it.
+    pub(super) fn undo(&self, state_dir: &Path) {
+        if self.cgroup().is_some_and(Cgroup::is_mounted_anew)
+            && let Err(error) = cgroup::unmount_own(state_dir)
+        {
+            tracing::warn!("unmounting the cgroup file system: {error}");
+        }
+    }
+}
+
+/// The socket edge as it came to be.
+pub(super) struct SocketEdge {
+    /// What `beeline status` shows.
+    pub(super) status: SocketEdgeStatus,
+    /// What is not as it should be.
+    pub(super) problem: Option<String>,
+}
+
+impl SocketEdge {
+    /// Attaches the programs; or, if nobody's sockets are to be served or something keeps them
+    /// from it, takes those of a predecessor off.
+    ///
+    /// # Errors
+    /// If these stay: what they do would get out of date.
+    pub(super) fn start(
+        options: &Options,
+        pins: &Pins,
+        site: &Site,
+        programs: Option<Result<SocketPrograms, LoadError>>,
+    ) -> anyhow::Result<Self> {
+        let served = match (site.cgroup(), programs) {
+            (Some(cgroup), Some(programs)) => {
+                serve(options, pins, cgroup, programs).map(|()| Some(cgroup))
+            }
+            _ => Ok(None),
+        };
+        let (cgroup, problem) = match served {
+            Ok(cgroup) => (cgroup, site.problem()),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        if cgroup.is_none() {
+            take_off(pins).context("taking the socket edge off")?;
+        }
+        Ok(Self {
+            status: SocketEdgeStatus {
+                serves: options.socket_lb.name().to_owned(),
+                cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+            },
+            problem,
+        })
+    }
+}
+
+fn serve(
+    options: &Options,
+    pins: &Pins,
+    cgroup: &Cgroup,
+    programs: Result<SocketPrograms, LoadError>,
+) -> anyhow::Result<()> {
+    let mut programs = programs?;
+    let node_netns = node_netns().context("cannot tell the node's network namespace")?;
+    let flags = socket_flags(options.socket_lb, &options.node);
+    SocketSettingsMap::open(pins)?.set_served(node_netns, flags)?;
+    let changes = cgroup::attach(pins, cgroup, &mut programs)?;
+    tracing::info!(
+        "attached to cgroup {}: {} new, {} replaced, {} unchanged",
+        cgroup.path().display(),
+        changes.created,
+        changes.replaced,
+        changes.unchanged
+    );
+    Ok(())
+}
+
+/// Detaches the programs and forgets what they knew of sockets.
+fn take_off(pins: &Pins) -> anyhow::Result<()> {
+    if cgroup::detach(pins)? > 0 {
+        tracing::info!("the socket edge is off: detached");
+        wait_for_programs();
+    }
+    clear::<u64, SocketRecord>(pins, "SOCKETS")?;
+    clear::<DatagramKey, SocketRecord>(pins, "DATAGRAMS")?;
+    Ok(())
+}
+
+fn clear<K: Pod, V: Pod>(pins: &Pins, name: &'static str) -> Result<(), MapFailure> {
+    let mut table: Table<K, V> = Table::open(pins, name)?;
+    let keys: Vec<_> = table.keys().collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| table.remove(key).map(drop))
+}
+
+fn partial(path: &Path) -> String {
+    format!(
+        "{} shows a part of the cgroup tree only: of this node's processes, those below it are \
+         served by the socket edge, all others by their packets; mount the node's /sys/fs/cgroup \
+         into the container and name it with --cgroup-path",
+        path.display()
+    )
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
