@@ -127,7 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         Form::Terminal
     };
-    println!("{}\n\n{}", report.text(form), report.conclusions());
+    println!("{}", report.text(form));
     if let Some(file) = &args.json {
         fs::write(file, format!("{:#}\n", report.json()))
             .with_context(|| format!("write {}", file.display()))?;
@@ -196,7 +196,7 @@ fn count_calls(sites: &[Site], settings: &Settings, results: &mut Results) -> Re
             .programs()?
             .calls_during(|| site.take(case.place, case.way, case.measure, settings.turn))?;
         let calls = ProgramCalls {
-            operations: sample.operations,
+            operations: sample.operations + sample.warm_up,
             calls,
         };
         results.add_calls(case, calls);

@@ -1,5 +1,6 @@
 //! Clients: threads that take turns at measuring, each with a place of its own.
 
+use std::fs;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -34,6 +35,18 @@ pub(super) enum Group {
     Outside,
 }
 
+impl Group {
+    /// From which ports its clients dial, first and last. A port that has dialled a pod by the
+    /// packet edge has a flow's record for a while, which would take the same port's connection to
+    /// the same pod by another way for its own.
+    fn ports(self) -> (u16, u16) {
+        match self {
+            Self::Own => (32_768, 60_999),
+            Self::Outside => (10_000, 29_999),
+        }
+    }
+}
+
 impl Client {
     /// Starts a client on the network of a pod or node.
     pub(super) fn start(place: &Namespace, group: Group) -> Result<Self> {
@@ -41,8 +54,8 @@ impl Client {
         let (done, samples) = mpsc::channel();
         let place = place.clone();
         let work = move || match group {
-            Group::Own => in_namespace(&place, move || serve(&to_do, &done)),
-            Group::Outside => on_network(&place, move || serve(&to_do, &done)),
+            Group::Own => in_namespace(&place, move || serve(group, &to_do, &done)),
+            Group::Outside => on_network(&place, move || serve(group, &to_do, &done)),
         };
         let thread = thread::Builder::new().name("client".to_owned()).spawn(work);
         drop(thread.context("start a thread")?);
@@ -73,13 +86,20 @@ impl Client {
     }
 }
 
-fn serve(tasks: &Receiver<Task>, done: &Sender<Result<Sample>>) {
+fn serve(group: Group, tasks: &Receiver<Task>, done: &Sender<Result<Sample>>) {
     let mut ready = core::pin();
     for task in tasks {
         let sample = std::mem::replace(&mut ready, Ok(()))
+            .and_then(|()| dial_from(group.ports()))
             .and_then(|()| task.measure.take(&task.targets, task.duration));
         if done.send(sample).is_err() {
             return;
         }
     }
+}
+
+/// Has the network that the calling thread is on dial from these ports, of both families.
+fn dial_from((first, last): (u16, u16)) -> Result<()> {
+    let sysctl = "/proc/sys/net/ipv4/ip_local_port_range";
+    fs::write(sysctl, format!("{first} {last}")).with_context(|| format!("set {sysctl}"))
 }

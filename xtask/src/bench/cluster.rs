@@ -53,13 +53,23 @@ impl Place {
 }
 
 impl Way {
-    /// What it is called in tables.
-    pub(super) fn name(self) -> &'static str {
+    /// What it is called in messages.
+    fn name(self) -> &'static str {
         match self {
             Self::Bare => "direct, no Beeline",
             Self::Direct => "direct",
             Self::SocketEdge => "ClusterIP, socket edge",
             Self::PacketEdge => "ClusterIP, packet edge",
+        }
+    }
+
+    /// What it is called in JSON.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Bare => "no-beeline",
+            Self::Direct => "direct",
+            Self::SocketEdge => "socket-edge",
+            Self::PacketEdge => "packet-edge",
         }
     }
 

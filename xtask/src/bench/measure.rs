@@ -1,6 +1,7 @@
 //! What is measured: a client does the same thing again and again for a while.
 
-use std::io::{self, Read};
+use std::io::Read;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -51,8 +52,10 @@ pub(super) struct Targets {
 /// A turn's result.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
-    /// What was done how often.
+    /// How often it was done.
     pub(super) operations: u64,
+    /// And before, to get warm.
+    pub(super) warm_up: u64,
     /// How long that took.
     pub(super) elapsed: Duration,
     /// The processor time that client and servers used meanwhile.
@@ -110,7 +113,11 @@ impl Measure {
         } else {
             targets.at(self.port()).map(SockAddr::from).collect()
         };
-        let mut round = addresses.iter().cycle();
+        // A socket that is not connected stays with the pod that it got when it dials a Service,
+        // and so it does here.
+        let stays = matches!(self, Self::UdpUnconnected | Self::SendTo);
+        let at_most = if stays { 1 } else { addresses.len() };
+        let mut round = addresses.iter().take(at_most).cycle();
         let mut next = move || round.next().context("nothing to dial");
         let first = next()?.as_socket().context("not an address of IP")?;
         let socket = unconnected(first.ip())?;
@@ -118,17 +125,18 @@ impl Measure {
             Self::TcpConnection => each_timed(duration, || tcp_connection(next()?)),
             Self::UdpConnected => {
                 socket.connect(&first.into())?;
-                each_timed(duration, || request(&socket, |byte| socket.send(byte)))
+                each_timed(duration, || request(&socket))
             }
             Self::UdpUnconnected => each_timed(duration, || {
-                let to = next()?;
-                request(&socket, |byte| socket.send_to(byte, to))
+                socket.send_to(&[0], next()?)?;
+                let mut answer = [MaybeUninit::uninit()];
+                let _from = socket.recv_from(&mut answer)?;
+                Ok(())
             }),
             Self::UdpNewSocket => each_timed(duration, || {
-                let to = next()?;
                 let socket = unconnected(first.ip())?;
-                socket.connect(to)?;
-                request(&socket, |byte| socket.send(byte))
+                socket.connect(next()?)?;
+                request(&socket)
             }),
             Self::Connect | Self::ConnectToEach => {
                 batches_timed(duration, || Ok(socket.connect(next()?)?))
@@ -181,16 +189,16 @@ impl Targets {
 fn tcp_connection(to: &SockAddr) -> Result<()> {
     let socket = Socket::new(to.domain(), Type::STREAM, Some(Protocol::TCP))?;
     socket.connect(to)?;
-    request(&socket, |byte| socket.send(byte))?;
+    request(&socket)?;
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
 
 /// Sends a byte and waits for the answer. There is no time limit, which would be a system call
 /// more: whoever asked for the measurement has one.
-fn request(mut socket: &Socket, send: impl FnOnce(&[u8]) -> io::Result<usize>) -> Result<()> {
+fn request(mut socket: &Socket) -> Result<()> {
     let mut byte = [0];
-    send(&byte)?;
+    socket.send(&byte)?;
     socket.read_exact(&mut byte)?;
     Ok(())
 }
@@ -209,10 +217,7 @@ fn unconnected(family_of: IpAddr) -> Result<Socket> {
 
 /// Looks at the clock after each operation.
 fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> Result<Sample> {
-    let warm = Instant::now() + duration / WARM_UP;
-    while Instant::now() < warm {
-        operation()?;
-    }
+    let warm_up = get_warm(duration, &mut operation)?;
     let mut latencies = Vec::with_capacity(1 << 16);
     let used = core::time_used()?;
     let start = Instant::now();
@@ -226,6 +231,7 @@ fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> 
     latencies.sort_by(f64::total_cmp);
     Ok(Sample {
         operations: latencies.len() as u64,
+        warm_up,
         elapsed: now - start,
         used,
         latency: quantile(&latencies, 0.5).zip(quantile(&latencies, 0.99)),
@@ -234,10 +240,7 @@ fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> 
 
 /// Looks at the clock now and then.
 fn batches_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> Result<Sample> {
-    let warm = Instant::now() + duration / WARM_UP;
-    while Instant::now() < warm {
-        operation()?;
-    }
+    let warm_up = get_warm(duration, &mut operation)?;
     let used = core::time_used()?;
     let start = Instant::now();
     let mut operations = 0;
@@ -249,10 +252,21 @@ fn batches_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) 
     }
     Ok(Sample {
         operations,
+        warm_up,
         elapsed: start.elapsed(),
         used: core::time_used()? - used,
         latency: None,
     })
+}
+
+fn get_warm(duration: Duration, operation: &mut impl FnMut() -> Result<()>) -> Result<u64> {
+    let end = Instant::now() + duration / WARM_UP;
+    let mut operations = 0;
+    while Instant::now() < end {
+        operation()?;
+        operations += 1;
+    }
+    Ok(operations)
 }
 
 #[cfg(test)]
@@ -280,7 +294,9 @@ mod tests {
         let batches = batches_timed(Duration::from_millis(2), &mut operation).unwrap();
         assert!(each.operations > 0 && each.latency.is_some());
         assert!(batches.operations > 0 && batches.operations.is_multiple_of(BATCH as u64));
-        assert!(each.operations + batches.operations < done);
+        let counted = [each, batches].map(|sample| sample.operations + sample.warm_up);
+        assert_eq!(counted.iter().sum::<u64>(), done);
+        assert!(each.warm_up > 0 && batches.warm_up > 0);
     }
 
     #[test]

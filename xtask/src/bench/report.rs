@@ -1,5 +1,7 @@
 //! What a benchmark says in the end: tables for people, JSON for programs.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{CellAlignment, LineStyle, TableStyle};
 use serde_json::{Value, json};
 
@@ -7,7 +9,7 @@ use super::Settings;
 use super::cluster::{Place, Way};
 use super::machine::Machine;
 use super::measure::Measure;
-use super::results::{Case, Comparison, Results, Summary};
+use super::results::{Case, Comparison, ProgramCalls, Results, Summary};
 use super::statistics::Spread;
 
 /// All there is to tell.
@@ -40,22 +42,34 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
+/// What of the programs in the kernel is shown.
+const SHOWN: [Measure; 6] = [
+    Measure::TcpConnection,
+    Measure::UdpConnected,
+    Measure::UdpUnconnected,
+    Measure::UdpNewSocket,
+    Measure::Connect,
+    Measure::SendTo,
+];
+
 impl Report<'_> {
     /// Everything, as text.
     pub(super) fn text(&self, form: Form) -> String {
-        let summaries = self.results.summaries();
         let parts = [
             self.circumstances(),
-            "Requests: medians of all rounds, quartiles behind; × is the median of each round's \
-             ratio. CPU is the processor time of client, kernel and server together."
+            "Requests. × is the median of all rounds of the ratio to the same round's, quartiles \
+             behind it. CPU is the processor time of client, kernel and server together."
                 .to_owned(),
-            requests(&summaries).render(form),
-            "Calls: nanoseconds of processor time.".to_owned(),
-            calls(&summaries).render(form),
-            "Programs in the kernel: calls for each operation, and nanoseconds a call as the \
-             kernel counts them, which is part of them (20 to 40 ns)."
+            self.requests().render(form),
+            "Calls, in nanoseconds of processor time. + is the median of the difference to the \
+             same round's, quartiles behind it."
                 .to_owned(),
-            programs(self.results).render(form),
+            self.calls().render(form),
+            "Programs in the kernel, with a pod as client: calls for each operation × nanoseconds \
+             a call. The kernel's own counting is in them, some 20 to 40 ns, and so is what the \
+             servers call."
+                .to_owned(),
+            self.programs().render(form),
         ];
         parts.join("\n\n")
     }
@@ -81,26 +95,144 @@ impl Report<'_> {
         )
     }
 
-    /// One line for each thing that is to be about as fast as without Beeline.
-    pub(super) fn conclusions(&self) -> String {
-        let services = self.results.services();
-        let cases = Place::ALL.into_iter().flat_map(|place| {
-            let cases = Measure::REQUESTS.into_iter().flat_map({
-                let services = &services;
-                move |measure| {
-                    services.iter().map(move |&services| Case {
-                        place,
-                        measure,
-                        services: Some(services),
-                        way: Way::SocketEdge,
-                    })
-                }
+    /// A case of the socket edge for each of the measures, in the order of tables.
+    fn cases(&self, measures: &[Measure]) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for place in Place::ALL {
+            for &measure in measures {
+                cases.extend(self.results.services().into_iter().map(|services| Case {
+                    place,
+                    measure,
+                    services: Some(services),
+                    way: Way::SocketEdge,
+                }));
+            }
+        }
+        cases
+    }
+
+    fn requests(&self) -> Table {
+        let row = |case: Case| {
+            let [direct, socket, packet] = self.summaries(case)?;
+            let latencies = [&direct, &socket].map(|summary| {
+                let (half, most) = summary.latency.unwrap_or_default();
+                format!("{:.1} / {:.1}", half / 1e3, most / 1e3)
             });
-            cases.collect::<Vec<_>>()
-        });
-        let summaries = cases.filter_map(|case| self.results.summary(case));
-        let lines: Vec<_> = summaries.map(|summary| conclusion(&summary)).collect();
-        lines.join("\n")
+            let mut row = names(case);
+            row.extend([&direct, &socket].map(|summary| format!("{:.0}", summary.rate.median)));
+            row.extend(latencies);
+            row.extend([
+                ratio(socket.to_direct.rate),
+                ratio(socket.to_direct.used),
+                ratio(packet.to_direct.used),
+                ratio(direct.to_bare.used),
+            ]);
+            Some(row)
+        };
+        Table {
+            header: &[
+                "client",
+                "request",
+                "Services",
+                "direct, 1/s",
+                "socket edge, 1/s",
+                "direct, p50 / p99 µs",
+                "socket edge, p50 / p99 µs",
+                "socket edge × direct",
+                "its CPU × direct",
+                "packet edge's CPU × direct",
+                "direct's CPU × no Beeline",
+            ],
+            left: 2,
+            rows: self
+                .cases(&Measure::REQUESTS)
+                .into_iter()
+                .filter_map(row)
+                .collect(),
+        }
+    }
+
+    fn calls(&self) -> Table {
+        let row = |case: Case| {
+            let [direct, socket, packet] = self.summaries(case)?;
+            let mut row = names(case);
+            row.push(format!("{:.0}", direct.used.median));
+            row.extend([
+                nanoseconds(socket.to_direct.added_used),
+                nanoseconds(packet.to_direct.added_used),
+                nanoseconds(direct.to_bare.added_used),
+                nanoseconds(socket.to_bare.added_used),
+            ]);
+            Some(row)
+        };
+        Table {
+            header: &[
+                "client",
+                "call",
+                "Services",
+                "direct",
+                "socket edge + direct",
+                "packet edge + direct",
+                "direct + no Beeline",
+                "socket edge + no Beeline",
+            ],
+            left: 2,
+            rows: self
+                .cases(&Measure::CALLS)
+                .into_iter()
+                .filter_map(row)
+                .collect(),
+        }
+    }
+
+    fn programs(&self) -> Table {
+        let ways = [Way::Direct, Way::SocketEdge, Way::PacketEdge];
+        let mut rows = Vec::new();
+        let services = self.results.services().last().copied();
+        for measure in SHOWN {
+            let all = ways.map(|way| {
+                let place = Place::Pod;
+                self.results.calls_in(Case {
+                    place,
+                    measure,
+                    services,
+                    way,
+                })
+            });
+            let names: BTreeSet<_> = all
+                .iter()
+                .flatten()
+                .flat_map(|done| done.calls.keys())
+                .collect();
+            rows.extend(names.into_iter().filter_map(|program| {
+                let cells = all.map(|done| often(done?, program));
+                let names = [measure.name().to_owned(), program.clone()];
+                let is_any = cells.iter().any(Option::is_some);
+                is_any.then(|| {
+                    names
+                        .into_iter()
+                        .chain(cells.map(Option::unwrap_or_default))
+                        .collect()
+                })
+            }));
+        }
+        Table {
+            header: &[
+                "request or call",
+                "program",
+                "direct",
+                "socket edge",
+                "packet edge",
+            ],
+            left: 2,
+            rows,
+        }
+    }
+
+    /// What is measured where a case is: direct, and by the two edges.
+    fn summaries(&self, case: Case) -> Option<[Summary; 3]> {
+        let by = |way| self.results.summary(case.by(way));
+        Some([by(Way::Direct)?, by(Way::SocketEdge)?, by(Way::PacketEdge)?])
     }
 
     /// Everything, for programs.
@@ -133,122 +265,20 @@ impl Report<'_> {
     }
 }
 
-fn conclusion(summary: &Summary) -> String {
-    let Case {
-        place,
-        measure,
-        services,
-        ..
-    } = summary.case;
-    format!(
-        "{}, {} by {} at {} Services: {} × direct ({} by CPU time), {} × without Beeline",
-        place.name(),
-        measure.name(),
-        summary.case.way.name(),
-        services.unwrap_or_default(),
-        ratio(summary.to_direct.rate),
-        ratio(summary.to_direct.used),
-        ratio(summary.to_bare.rate),
-    )
+/// How often a program was called for each operation, and how long a call took; `None` if that
+/// was hardly ever.
+fn often(done: &ProgramCalls, program: &str) -> Option<String> {
+    let calls = done.calls.get(program)?;
+    let each = calls.count as f64 / done.operations as f64;
+    let nanoseconds = calls.nanoseconds as f64 / calls.count as f64;
+    (each >= 0.05).then(|| format!("{each:.1} × {nanoseconds:.0}"))
 }
 
-fn requests(summaries: &[Summary]) -> Table {
-    let rows = summaries
-        .iter()
-        .filter(|summary| Measure::REQUESTS.contains(&summary.case.measure))
-        .map(|summary| {
-            let mut row = names(&summary.case);
-            row.push(format!("{:.0}", summary.rate.median));
-            let (half, most) = summary.latency.unwrap_or_default();
-            row.extend([half, most, summary.used.median].map(|ns| format!("{:.1}", ns / 1e3)));
-            row.push(ratio(summary.to_direct.rate));
-            row.push(ratio(summary.to_direct.used));
-            row.push(ratio(summary.to_bare.rate));
-            row
-        });
-    Table {
-        header: &[
-            "client",
-            "measure",
-            "Services",
-            "way",
-            "per second",
-            "p50, µs",
-            "p99, µs",
-            "CPU, µs",
-            "rate × direct",
-            "CPU × direct",
-            "rate × no Beeline",
-        ],
-        left: 4,
-        rows: rows.collect(),
-    }
-}
-
-fn calls(summaries: &[Summary]) -> Table {
-    let rows = summaries
-        .iter()
-        .filter(|summary| Measure::CALLS.contains(&summary.case.measure))
-        .map(|summary| {
-            let mut row = names(&summary.case);
-            row.push(nanoseconds(summary.used));
-            row.push(nanoseconds(summary.to_direct.added_used));
-            row.push(nanoseconds(summary.to_bare.added_used));
-            row
-        });
-    Table {
-        header: &[
-            "client",
-            "call",
-            "Services",
-            "way",
-            "ns",
-            "more than direct",
-            "more than no Beeline",
-        ],
-        left: 4,
-        rows: rows.collect(),
-    }
-}
-
-fn programs(results: &Results) -> Table {
-    let rows = results.calls().flat_map(|(case, done)| {
-        done.calls.iter().map(|(program, calls)| {
-            let mut row = names(case);
-            row.push(program.clone());
-            row.push(format!(
-                "{:.1}",
-                calls.count as f64 / done.operations as f64
-            ));
-            row.push(format!(
-                "{:.0}",
-                calls.nanoseconds as f64 / calls.count as f64
-            ));
-            row
-        })
-    });
-    Table {
-        header: &[
-            "client",
-            "measure",
-            "Services",
-            "way",
-            "program",
-            "calls",
-            "ns a call",
-        ],
-        left: 5,
-        rows: rows.collect(),
-    }
-}
-
-fn names(case: &Case) -> Vec<String> {
+fn names(case: Case) -> Vec<String> {
     vec![
         case.place.name().to_owned(),
         case.measure.name().to_owned(),
-        case.services
-            .map_or("–".to_owned(), |count| count.to_string()),
-        case.way.name().to_owned(),
+        case.services.unwrap_or_default().to_string(),
     ]
 }
 
@@ -305,7 +335,7 @@ fn describe(case: &Case) -> Value {
         "client": case.place.name(),
         "measure": case.measure.name(),
         "services": case.services,
-        "way": case.way.name(),
+        "way": case.way.key(),
     })
 }
 

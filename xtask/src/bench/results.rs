@@ -21,13 +21,18 @@ pub(super) struct Case {
 }
 
 impl Case {
+    /// The same by another way on the same node.
+    pub(super) fn by(self, way: Way) -> Self {
+        Self { way, ..self }
+    }
+
     /// The same without a Service.
     fn direct(self) -> Self {
         let way = match self.way {
             Way::Bare => Way::Bare,
             Way::Direct | Way::SocketEdge | Way::PacketEdge => Way::Direct,
         };
-        Self { way, ..self }
+        self.by(way)
     }
 
     /// The same without Beeline.
@@ -100,6 +105,11 @@ impl Results {
     /// All cases with calls of programs.
     pub(super) fn calls(&self) -> impl Iterator<Item = (&Case, &ProgramCalls)> {
         self.calls.iter()
+    }
+
+    /// The calls of programs in a case.
+    pub(super) fn calls_in(&self, case: Case) -> Option<&ProgramCalls> {
+        self.calls.get(&case)
     }
 
     /// All numbers of Services, in order.
@@ -181,6 +191,7 @@ mod tests {
     fn sample(operations: u64, used: Duration) -> Sample {
         Sample {
             operations,
+            warm_up: 0,
             elapsed: Duration::from_secs(1),
             used,
             latency: Some((operations as f64, 10.0 * operations as f64)),
