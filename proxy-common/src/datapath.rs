@@ -25,7 +25,7 @@ pub mod crc32c;
 mod edge;
 mod egress;
 mod exit;
-mod fate;
+pub mod fate;
 pub mod find;
 mod hook;
 mod icmp;

@@ -108,6 +108,7 @@ fn service(index: u32) -> Event {
         load_balancer_ips: vec![],
         source_ranges: vec![],
         affinity_seconds: None,
+        gone_backends: None,
         health_check_node_port: None,
     })
 }

@@ -5,6 +5,7 @@ mod flows;
 mod progress;
 mod run;
 mod services;
+mod sockets;
 mod status;
 mod table;
 
@@ -55,6 +56,10 @@ enum Command {
     ///
     /// A flow is one conversation of a client with a Service.
     Flows(flows::FlowsArgs),
+    /// Show the sockets that are pointed at backends
+    ///
+    /// Their packets need no translation, so that they are no flows.
+    Sockets(sockets::SocketsArgs),
     /// Take everything of Beeline off this node
     ///
     /// Programs, maps and the daemon's files go. Connections through Services break.
@@ -148,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => report(status::status(&paths, &args)),
         Command::Services(args) => report(services::services(&paths, &args)),
         Command::Flows(args) => report(flows::flows(&paths, &args)),
+        Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
         Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
     };
     match done {

@@ -9,8 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use bytemuck::Pod;
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::{Affinity, AffinityKey, Flow, FlowKey, FlowState, Frontend, FrontendKey};
+use proxy_common::abi::{
+    Affinity, AffinityKey, DatagramKey, Flow, FlowKey, FlowState, Frontend, FrontendKey,
+    SocketRecord,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::timeouts::{Timeouts, TimeoutsError};
@@ -73,7 +77,7 @@ pub const fn twin_key(key: &FlowKey, flow: &Flow) -> FlowKey {
 pub struct Inquiry {
     /// Ids of backends.
     pub backends: BTreeSet<u32>,
-    /// Gets those that flow records name, once all records have been looked at.
+    /// Gets those that records of flows and sockets name, once all records have been looked at.
     pub answer: UnboundedSender<BTreeSet<u32>>,
 }
 
@@ -88,8 +92,8 @@ pub struct Collected {
     pub seen: usize,
     /// The pass ended early, since so much was to be removed.
     pub is_partial: bool,
-    /// Backends that were asked for and that a flow record names; `None`: not every record was
-    /// looked at.
+    /// Backends that were asked for and that the record of a flow or a socket names; `None`: not
+    /// every record was looked at.
     pub in_use: Option<BTreeSet<u32>>,
 }
 
@@ -99,6 +103,8 @@ pub struct Collector {
     flows: Table<FlowKey, Flow>,
     affinity: Table<AffinityKey, Affinity>,
     frontends: Table<FrontendKey, Frontend>,
+    sockets: Table<u64, SocketRecord>,
+    datagrams: Table<DatagramKey, SocketRecord>,
 }
 
 impl Collector {
@@ -112,6 +118,8 @@ impl Collector {
             flows: Table::open(pins, "FLOWS")?,
             affinity: Table::open(pins, "AFFINITY")?,
             frontends: Table::open(pins, "FRONTENDS")?,
+            sockets: Table::open(pins, "SOCKETS")?,
+            datagrams: Table::open(pins, "DATAGRAMS")?,
         })
     }
 
@@ -193,6 +201,9 @@ impl Collector {
         collected.is_partial = expired.len() == MAX_EXPIRED;
         // A walk that was stopped after as many records as there may be may have missed some.
         let is_whole = !collected.is_partial && collected.seen < self.flows.size() as usize;
+        let is_whole = is_whole
+            && note_sockets(&self.sockets, asked, &mut in_use, pause)?
+            && note_sockets(&self.datagrams, asked, &mut in_use, pause)?;
         collected.in_use = is_whole.then_some(in_use);
         for batch in expired.chunks(BATCH) {
             for key in batch {
@@ -289,6 +300,30 @@ impl Collector {
         }
         Ok(lifetimes)
     }
+}
+
+/// Notes which of the backends `asked` for sockets are pointed at; says whether all were looked at.
+fn note_sockets<K: Pod>(
+    records: &Table<K, SocketRecord>,
+    asked: &BTreeSet<u32>,
+    in_use: &mut BTreeSet<u32>,
+    pause: &dyn Fn(),
+) -> Result<bool, MapFailure> {
+    if asked.is_empty() {
+        return Ok(true);
+    }
+    let mut n_seen = 0;
+    for entry in records.entries() {
+        let (_, record) = entry?;
+        if asked.contains(&record.id) {
+            in_use.insert(record.id);
+        }
+        n_seen += 1;
+        if n_seen % BATCH == 0 {
+            pause();
+        }
+    }
+    Ok(n_seen < records.size() as usize)
 }
 
 #[cfg(test)]

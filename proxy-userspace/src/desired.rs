@@ -18,6 +18,7 @@ use proxy_common::abi::{
 };
 
 use crate::model::{EndpointSlice, Service, ServicePort};
+use crate::node::GoneBackends;
 
 /// What of this node decides about endpoints.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +44,9 @@ pub struct DesiredPort {
     pub family: Family,
     /// Session affinity time-out in seconds; 0: no affinity (rule R111).
     pub affinity_seconds: u32,
+    /// What becomes of TCP and SCTP flows to a backend that is removed; `None`: what is usual on
+    /// the node.
+    pub gone_backends: Option<GoneBackends>,
     /// From where connections to frontends with [`FrontendFlags::SOURCE_RANGES`] are taken, in
     /// order; empty if there are none such (rules R102 to R105).
     pub source_ranges: Vec<IpNet>,
@@ -87,7 +91,7 @@ impl DesiredPort {
         self.n_local.max(self.cluster_offset + self.n_cluster)
     }
 
-    /// The sets that the backend at this index is in, and whether it is on this node.
+    /// What the maps are to say of the backend at this index.
     pub fn backend_flags(&self, index: usize) -> BackendFlags {
         let cluster_set = self.cluster_offset..self.cluster_offset + self.n_cluster;
         let position = u32::try_from(index).unwrap_or(u32::MAX);
@@ -100,6 +104,14 @@ impl DesiredPort {
             (
                 cluster_set.contains(&position),
                 BackendFlags::IN_CLUSTER_SET,
+            ),
+            (
+                self.gone_backends == Some(GoneBackends::Reset),
+                BackendFlags::RESET_WHEN_GONE,
+            ),
+            (
+                self.gone_backends == Some(GoneBackends::Keep),
+                BackendFlags::KEEP_WHEN_GONE,
             ),
         ];
         let set = flags.into_iter().filter(|(is_set, _)| *is_set);
@@ -176,6 +188,7 @@ fn compile_port(
         protocol: port.protocol,
         family,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
+        gone_backends: service.gone_backends,
         frontends,
         source_ranges,
         backends: choice.backends,

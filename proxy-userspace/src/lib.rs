@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod run;
+pub mod sockets;
 pub mod source;
 pub mod status;
 pub mod sync;

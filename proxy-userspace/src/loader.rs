@@ -32,7 +32,7 @@ use proxy_common::datapath::crc32c;
 
 use self::checks::Features;
 use self::growth::Growth;
-pub use self::netns::node_netns;
+pub use self::netns::{netns_of, node_netns};
 use self::pins::Pins;
 pub use self::programs::{Kind, Program, Programs};
 use self::sizes::{MAPS, Pinned, Plan, PlanError, Shape, Sizes, Spec};

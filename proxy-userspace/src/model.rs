@@ -11,6 +11,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
 
+use crate::node::GoneBackends;
+
 pub use world::{Affected, World};
 
 /// Namespace and name of an object.
@@ -49,6 +51,9 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Time-out in seconds if session affinity is ClientIP (rule R111).
     pub affinity_seconds: Option<u32>,
+    /// What becomes of TCP and SCTP flows to endpoints that are removed; `None`: what is usual on
+    /// the node.
+    pub gone_backends: Option<GoneBackends>,
     /// `healthCheckNodePort` where it applies (rule R120).
     pub health_check_node_port: Option<u16>,
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::loader::attach::Method;
 use crate::model::Problem;
 use crate::node::NodeConfig;
+use crate::sockets::Counts;
 
 /// The state of the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -57,6 +58,9 @@ pub struct SocketEdgeStatus {
     pub serves: String,
     /// The cgroup whose sockets are served; `None`: nobody's are.
     pub cgroup: Option<PathBuf>,
+    /// Sockets that left backends that were gone, since the daemon was started.
+    #[serde(default)]
+    pub left: Counts,
 }
 
 /// An address of this node.
@@ -243,6 +247,11 @@ mod tests {
             socket_edge: SocketEdgeStatus {
                 serves: "all".to_owned(),
                 cgroup: Some("/sys/fs/cgroup".into()),
+                left: Counts {
+                    udp_closed: 1,
+                    udp_moved: 2,
+                    tcp_closed: 3,
+                },
             },
             node_addresses: vec![NodeAddress {
                 address: "192.0.2.1".to_owned(),

@@ -142,7 +142,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Testbed::new(layout)
     })?;
     let (client, _servers) = step("adding pods with servers to it", || add_pods(&testbed))?;
-    let beeline = Beeline::new(&testbed, beeline).with_manifests(manifests()?);
+    let beeline = Beeline::new(&testbed, beeline)
+        .with_manifests(manifests()?)
+        .socket_lb("all");
     let _daemon = step("starting `beeline run` on it", || beeline.run::<&str>([]))?;
     let what = format!("sending {} requests to each address", args.requests);
     let outcomes = step(&what, || {

@@ -160,6 +160,17 @@ impl Testbed {
         self.add_pod(&self.node, name, options)
     }
 
+    /// Adds a namespace in the control group of a pod of the node, without a device or an address:
+    /// for those who connect it themselves.
+    ///
+    /// # Errors
+    /// If a command fails, or there is a pod of that name.
+    pub fn bare_pod(&self, name: &str) -> Result<Namespace> {
+        let _making = traces::making();
+        let cgroup = self.node.pod_cgroup(&PodOptions::default())?;
+        Namespace::create(&self.id.namespace(name), cgroup)
+    }
+
     /// Adds a node beyond the outside router, over a link with this MTU in bytes. It has the
     /// same layout as the first.
     ///

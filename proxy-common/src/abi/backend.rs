@@ -30,6 +30,23 @@ pub struct Backend {
     pub flags: BackendFlags,
 }
 
+impl Backend {
+    /// Whether TCP and SCTP flows that remember `generation`, an earlier one, are left alone;
+    /// `by_default` where their Service does not say. It is not asked once the id has another life.
+    #[inline(always)]
+    pub const fn keeps(&self, generation: u32, by_default: bool) -> bool {
+        let is_their_end =
+            self.state == BackendState::Gone as u8 && self.generation == generation.wrapping_add(1);
+        if !is_their_end {
+            by_default
+        } else if by_default {
+            !self.flags.contains(BackendFlags::RESET_WHEN_GONE)
+        } else {
+            self.flags.contains(BackendFlags::KEEP_WHEN_GONE)
+        }
+    }
+}
+
 /// Properties of a [`Backend`], a bit set.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
 #[repr(transparent)]
@@ -44,6 +61,16 @@ impl BackendFlags {
     pub const IN_LOCAL_SET: Self = Self(1 << 1);
     /// It is a member of the cluster set (rule R31).
     pub const IN_CLUSTER_SET: Self = Self(1 << 2);
+    /// Its Service wants TCP and SCTP flows reset when it is gone, whatever this node does.
+    pub const RESET_WHEN_GONE: Self = Self(1 << 3);
+    /// Its Service wants them left alone.
+    pub const KEEP_WHEN_GONE: Self = Self(1 << 4);
+
+    /// What is still to be known once the endpoint is gone.
+    #[must_use]
+    pub const fn when_gone(self) -> Self {
+        Self(self.0 & (Self::RESET_WHEN_GONE.0 | Self::KEEP_WHEN_GONE.0))
+    }
 }
 
 bit_set!(BackendFlags);
@@ -92,5 +119,46 @@ impl BackendState {
             Self::NotServing => "not-serving",
             Self::Detached => "detached",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_service_says_counts_for_its_own_flows_only() {
+        let service = |flags, state: BackendState| Backend {
+            addr: Addr::UNSPECIFIED,
+            service: 1,
+            generation: 8,
+            joined: 1,
+            port: Port::ZERO,
+            state: state as u8,
+            flags,
+        };
+        let (reset, keep) = (BackendFlags::RESET_WHEN_GONE, BackendFlags::KEEP_WHEN_GONE);
+        for by_default in [false, true] {
+            let keeps = |flags, generation| {
+                service(flags, BackendState::Gone).keeps(generation, by_default)
+            };
+            assert_eq!(keeps(BackendFlags::NONE, 7), by_default);
+            assert!(keeps(keep, 7));
+            assert!(!keeps(reset, 7));
+            assert_eq!(keeps(keep, 6), by_default);
+            assert_eq!(keeps(reset, 6), by_default);
+            let next_life = service(keep.union(reset), BackendState::Active);
+            assert_eq!(next_life.keeps(7, by_default), by_default);
+        }
+    }
+
+    #[test]
+    fn a_gone_backend_is_in_no_set() {
+        let all = BackendFlags::IS_LOCAL
+            .union(BackendFlags::IN_LOCAL_SET)
+            .union(BackendFlags::IN_CLUSTER_SET);
+        assert_eq!(all.when_gone(), BackendFlags::NONE);
+        let keep = BackendFlags::KEEP_WHEN_GONE;
+        assert_eq!(all.union(keep).when_gone(), keep);
     }
 }

@@ -5,11 +5,11 @@ use core::hint::black_box;
 use super::Tables;
 use super::conntrack::is_over;
 use super::find::{self, Found};
-use crate::abi::{BackendState, Flow, FlowKey, FlowState, Protocol, SettingsFlags};
+use crate::abi::{Backend, BackendState, Flow, FlowKey, FlowState, Protocol, SettingsFlags};
 
 /// What becomes of a flow with a packet of its client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fate {
+pub enum Fate {
     /// It goes on.
     Lives,
     /// The packet may open another in its place.
@@ -41,25 +41,42 @@ pub(super) fn with_backend<T: Tables>(
     opens: bool,
     may_move: impl FnOnce() -> bool,
 ) -> Fate {
-    match tables.backend(id) {
-        Some(backend) if backend.generation == generation => {
-            let is_left = backend.state == BackendState::NotServing as u8
-                || backend.state == BackendState::Detached as u8;
-            if is_udp && is_left && may_move() {
-                Fate::Over
-            } else {
-                Fate::Lives
-            }
-        }
-        Some(_) | None => {
-            let keeps = tables.settings().flags.contains(SettingsFlags::KEEP_GONE);
-            let is_over = opens || (is_udp && (!keeps || may_move()));
-            match (is_over, keeps) {
-                (true, _) => Fate::Over,
-                (false, true) => Fate::Lives,
-                (false, false) => Fate::Gone,
-            }
-        }
+    let keeps = || tables.settings().flags.contains(SettingsFlags::KEEP_GONE);
+    let backend = tables.backend(id);
+    of_client(backend, generation, is_udp, opens, keeps, may_move)
+}
+
+/// The fate of whoever remembers `generation` of a backend whose entry is `backend` now.
+///
+/// `opens`: it would open a flow. `keeps`: whether this node leaves TCP and SCTP alone where the
+/// Service does not say. `may_move`: whether it would find another backend.
+#[inline(always)]
+pub fn of_client(
+    backend: Option<&Backend>,
+    generation: u32,
+    is_udp: bool,
+    opens: bool,
+    keeps: impl FnOnce() -> bool,
+    may_move: impl FnOnce() -> bool,
+) -> Fate {
+    let current = backend.filter(|backend| backend.generation == generation);
+    let is_left = current.is_some_and(|backend| {
+        backend.state == BackendState::NotServing as u8
+            || backend.state == BackendState::Detached as u8
+    });
+    let keeps = current.is_none() && {
+        let keeps = keeps();
+        backend.map_or(keeps, |backend| backend.keeps(generation, keeps))
+    };
+    // Asked for in one place: the look-up is long.
+    let moves = is_udp && (is_left || keeps) && may_move();
+    match (current, keeps) {
+        _ if moves => Fate::Over,
+        (Some(_), _) => Fate::Lives,
+        (None, _) if opens => Fate::Over,
+        (None, true) => Fate::Lives,
+        (None, false) if is_udp => Fate::Over,
+        (None, false) => Fate::Gone,
     }
 }
 

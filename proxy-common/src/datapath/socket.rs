@@ -4,6 +4,8 @@
 //! to be touched. Whatever cannot be done here exactly as it is done to packets is left to them:
 //! the socket keeps the frontend's address, and its packets are translated where they leave.
 
+use core::hint::black_box;
+
 use super::fate::{self, Fate};
 use super::find::{self, Found};
 use super::policy::{self, Client};
@@ -199,10 +201,7 @@ fn connected_to<S: Sockets>(sockets: &S, dial: &Dial) -> Option<Peer> {
 fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<Peer> {
     let now = sockets.now();
     let record = sockets.with_datagrams(dialled, |record| {
-        let may_move = || fate::has_backends(find_for(sockets, dial));
-        let backend = (record.id, record.generation);
-        let fate = fate::with_backend(sockets, backend, true, false, may_move);
-        (fate == Fate::Lives).then(|| {
+        black_box(lives(sockets, dial, record)).then(|| {
             refresh(record, now);
             *record
         })
@@ -218,6 +217,14 @@ fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<
     });
     let is_ready = is_ours == Some(true) || sockets.put_datagrams(&answers, &record);
     is_ready.then_some(record.backend)
+}
+
+/// Whether a correspondence of who dials goes on.
+#[inline(never)]
+fn lives<S: Sockets>(sockets: &S, dial: &Dial, record: &SocketRecord) -> bool {
+    let may_move = || fate::has_backends(find_for(sockets, dial));
+    let backend = (record.id, record.generation);
+    fate::with_backend(sockets, backend, true, false, may_move) == Fate::Lives
 }
 
 #[inline(always)]
@@ -293,8 +300,15 @@ struct Origin {
     device: u32,
 }
 
+impl Origin {
+    const UNKNOWN: Self = Self {
+        addr: Addr::UNSPECIFIED,
+        device: 0,
+    };
+}
+
 #[inline(always)]
-fn origin<S: Sockets>(sockets: &S, dial: &Dial) -> Origin {
+fn find_origin<S: Sockets>(sockets: &S, dial: &Dial) -> Origin {
     if dial.is_node {
         // What it dials on this node, it dials from there.
         let is_here = dial.to.addr.is_loopback() || policy::is_here(sockets, &dial.to.addr);
@@ -339,18 +353,18 @@ fn judge<S: Sockets>(
     frontend: &Frontend,
 ) -> Result<SocketRecord, Answer> {
     const BY_PACKET: Answer = Answer::Leave(Pass::ByPacket);
-    let origin = origin(sockets, dial);
     let is_external = frontend.flags.contains(FrontendFlags::EXTERNAL);
     let has_ranges = frontend.flags.contains(FrontendFlags::SOURCE_RANGES);
     let needs_addr = has_ranges || frontend.affinity_seconds != 0;
     let needs_kind = !dial.is_node
         && (hides_clients(sockets)
             || (is_external && frontend.flags.contains(FrontendFlags::LOCAL_ONLY)));
-    if (needs_addr || needs_kind) && origin.addr.is_unspecified() {
-        return Err(BY_PACKET);
-    }
-    if needs_kind && origin.device == 0 {
-        return Err(BY_PACKET);
+    let mut origin = Origin::UNKNOWN;
+    if needs_addr || needs_kind {
+        origin = find_origin(sockets, dial);
+        if origin.addr.is_unspecified() || (needs_kind && origin.device == 0) {
+            return Err(BY_PACKET);
+        }
     }
     if has_ranges && !sockets.is_in_source_ranges(frontend.service, &origin.addr) {
         return Err(BY_PACKET);
@@ -396,11 +410,11 @@ fn is_reachable<S: Sockets>(
     client: (Client, &Addr),
     chosen: &Chosen<'_>,
 ) -> bool {
-    let is_here = policy::is_here(sockets, &chosen.backend.addr);
-    if dial.is_node {
-        return is_here || !dial.from.is_loopback();
-    }
-    is_here
-        || !hides_clients(sockets)
-        || !policy::hides_client(sockets, Hook::PodIngress, frontend, client, chosen.backend)
+    let keeps_address = if dial.is_node {
+        !dial.from.is_loopback()
+    } else {
+        !hides_clients(sockets)
+            || !policy::hides_client(sockets, Hook::PodIngress, frontend, client, chosen.backend)
+    };
+    keeps_address || policy::is_here(sockets, &chosen.backend.addr)
 }

@@ -15,6 +15,7 @@ use crate::loader::lock::Lock;
 use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
 use crate::node::SocketLb;
+use crate::sockets::Counts;
 use crate::status::{self as file, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
@@ -384,6 +385,9 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     rows.push(row("node edges", listed(&daemon.node_devices)));
     rows.push(row("host edges", listed(&daemon.host_devices)));
     rows.push(row("socket edge", socket_edge(&daemon.socket_edge)));
+    if daemon.socket_edge.left != Counts::default() {
+        rows.push(row("", left(&daemon.socket_edge.left)));
+    }
     let address = |accepts: bool| {
         let all = daemon.node_addresses.iter();
         let those = all.filter(|it| it.node_ports == accepts);
@@ -405,6 +409,13 @@ fn socket_edge(edge: &SocketEdgeStatus) -> String {
         None if edge.serves == SocketLb::Off.name() => edge.serves.clone(),
         None => format!("{}, but it is not attached", edge.serves),
     }
+}
+
+fn left(counts: &Counts) -> String {
+    format!(
+        "left backends that were gone: {} TCP closed, {} UDP closed, {} UDP moved",
+        counts.tcp_closed, counts.udp_closed, counts.udp_moved
+    )
 }
 
 /// Texts one after the other; a word if there are none.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;
@@ -22,8 +23,15 @@ sockopt_impl!(
 /// # Errors
 /// If no socket can be made, or the question fails otherwise.
 pub fn node_netns() -> io::Result<Option<u64>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    match getsockopt(&socket, NetnsCookie) {
+    netns_of(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)
+}
+
+/// The same for the namespace that a socket belongs to.
+///
+/// # Errors
+/// If the question fails.
+pub fn netns_of(socket: &impl AsFd) -> io::Result<Option<u64>> {
+    match getsockopt(socket, NetnsCookie) {
         Ok(cookie) => Ok(Some(cookie)),
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(error) => Err(error.into()),

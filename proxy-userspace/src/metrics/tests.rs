@@ -32,6 +32,7 @@ fn service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
         load_balancer_ips: vec![],
         source_ranges: vec![],
         affinity_seconds: None,
+        gone_backends: None,
         health_check_node_port: Some(30123),
     }
 }

@@ -283,6 +283,7 @@ mod tests {
             load_balancer_ips: vec![],
             source_ranges: vec![],
             affinity_seconds: None,
+            gone_backends: None,
             health_check_node_port: None,
         }
     }

@@ -106,7 +106,7 @@ pub enum SourceNat {
 }
 
 /// What becomes of TCP and SCTP flows to a backend that was removed.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Debug)]
 pub enum GoneBackends {
     /// Their next packet is answered with a reset
     Reset,

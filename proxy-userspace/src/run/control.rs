@@ -24,6 +24,7 @@ use crate::loader::attach::Method;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
+use crate::sockets::{Counts, KeeperHandle};
 use crate::status::{self, LastSync, SocketEdgeStatus, Status};
 use crate::sync::{Report, Sync};
 
@@ -70,6 +71,8 @@ pub(super) struct Control {
     written: Option<(Instant, Status)>,
     /// Dropped, it ends the collector.
     collector: Option<mpsc::Sender<Inquiry>>,
+    /// Looks after the sockets that are served, if any are.
+    keeper: Option<KeeperHandle>,
     /// Detached backends that the collector has been asked for.
     asked: Option<BTreeSet<u32>>,
     /// Which of them are in use.
@@ -134,6 +137,7 @@ impl Control {
             status,
             written: None,
             collector: None,
+            keeper: None,
             asked: None,
             answers: unbounded_channel(),
         })
@@ -154,6 +158,7 @@ impl Control {
         drop(thread.context("cannot start the collector of flow records")?);
         self.vitals.problems.set("socket edge", socket_edge.problem);
         self.status.socket_edge = socket_edge.status;
+        self.keeper = socket_edge.keeper;
         self.view = view;
         self.collector = Some(inquiries);
         Ok(self)
@@ -167,6 +172,8 @@ impl Control {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut trouble = self.vitals.problems.changes();
+        let none = watch::channel(Counts::default()).1;
+        let mut left = self.keeper.as_ref().map_or(none, KeeperHandle::counts);
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
@@ -178,13 +185,21 @@ impl Control {
                     taken?;
                     self.take(std::mem::take(&mut batch));
                 }
-                changed = self.view.changed() => changed.context("the monitor of devices ended")?,
+                changed = self.view.changed() => {
+                    changed.context("the monitor of devices ended")?;
+                    if let Some(keeper) = &self.keeper {
+                        keeper.devices_changed();
+                    }
+                }
                 Some(in_use) = self.answers.1.recv() => self.release(in_use),
                 () = at(retry) => self.again(),
                 () = at(status_due) => {}
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = left.changed() => {
+                    self.status.socket_edge.left = *left.borrow_and_update();
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -404,6 +419,9 @@ impl Control {
         });
         if report.n_writes > 0 {
             self.retry = None;
+            if let Some(keeper) = &self.keeper {
+                keeper.backends_changed();
+            }
         }
         self.plan_retry(report.n_pending);
     }

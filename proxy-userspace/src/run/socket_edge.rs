@@ -3,7 +3,7 @@
 //! Packets are served without it. So whatever keeps it away is a problem to be shown, but no
 //! reason not to start, unless it is wrong what was asked for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bytemuck::Pod;
@@ -16,6 +16,7 @@ use crate::loader::socket_settings::SocketSettingsMap;
 use crate::loader::{LoadError, SocketPrograms, node_netns};
 use crate::maps::{MapFailure, Table, wait_for_programs};
 use crate::node::{SocketLb, socket_flags};
+use crate::sockets::{Counts, Keeper, KeeperConfig, KeeperHandle};
 use crate::status::SocketEdgeStatus;
 
 /// Where sockets are to be served.
@@ -76,6 +77,8 @@ pub(super) struct SocketEdge {
     pub(super) status: SocketEdgeStatus,
     /// What is not as it should be.
     pub(super) problem: Option<String>,
+    /// Looks after the sockets that are served.
+    pub(super) keeper: Option<KeeperHandle>,
 }
 
 impl SocketEdge {
@@ -92,14 +95,15 @@ impl SocketEdge {
     ) -> anyhow::Result<Self> {
         let served = match (site.cgroup(), programs) {
             (Some(cgroup), Some(programs)) => {
-                serve(options, pins, cgroup, programs).map(|()| Some(cgroup))
+                serve(options, pins, cgroup, programs).map(|keeper| Some((cgroup, keeper)))
             }
             _ => Ok(None),
         };
-        let (cgroup, problem) = match served {
-            Ok(cgroup) => (cgroup, site.problem()),
+        let (served, problem) = match served {
+            Ok(served) => (served, site.problem()),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
+        let (cgroup, keeper) = served.unzip();
         if cgroup.is_none() {
             take_off(pins).context("taking the socket edge off")?;
         }
@@ -107,8 +111,10 @@ impl SocketEdge {
             status: SocketEdgeStatus {
                 serves: options.socket_lb.name().to_owned(),
                 cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+                left: Counts::default(),
             },
             problem,
+            keeper,
         })
     }
 }
@@ -118,7 +124,7 @@ fn serve(
     pins: &Pins,
     cgroup: &Cgroup,
     programs: Result<SocketPrograms, LoadError>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<KeeperHandle> {
     let mut programs = programs?;
     let node_netns = node_netns().context("cannot tell the node's network namespace")?;
     let flags = socket_flags(options.socket_lb, &options.node);
@@ -131,7 +137,12 @@ fn serve(
         changes.replaced,
         changes.unchanged
     );
-    Ok(())
+    let config = KeeperConfig {
+        gone_backends: options.node.gone_backends,
+        timeouts: options.timeouts.clone(),
+        proc: PathBuf::from("/proc"),
+    };
+    Ok(Keeper::start(pins, config)?)
 }
 
 /// Detaches the programs and forgets what they knew of sockets.

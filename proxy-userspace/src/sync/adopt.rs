@@ -5,7 +5,7 @@
 //! by somebody else; such entries are not adopted but removed.
 
 use ipnet::IpNet;
-use proxy_common::abi::{Backend, BackendFlags, BackendState, Frontend, FrontendKey};
+use proxy_common::abi::{Backend, BackendState, Frontend, FrontendKey};
 
 use super::actual::{Actual, HeldPort, is_live};
 use super::blocks::Block;
@@ -66,7 +66,7 @@ pub(super) fn gone(backend: Backend) -> Backend {
     Backend {
         generation,
         state: BackendState::Gone as u8,
-        flags: BackendFlags::NONE,
+        flags: backend.flags.when_gone(),
         ..backend
     }
 }

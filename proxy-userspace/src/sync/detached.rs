@@ -33,7 +33,7 @@ pub(super) fn detached(backend: Backend) -> Backend {
     };
     Backend {
         state: BackendState::Detached as u8,
-        flags,
+        flags: flags.union(backend.flags.when_gone()),
         ..backend
     }
 }

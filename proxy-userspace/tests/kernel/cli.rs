@@ -74,6 +74,25 @@ fn an_unknown_flag_is_named() {
 }
 
 #[test]
+fn a_cgroup_path_that_is_no_cgroup_is_named_with_its_option() {
+    let testbed = Testbed::new(Layout::Routed).unwrap();
+    Service::new("web", 10, &[]).write(&testbed);
+    let plain = testbed.manifests();
+    let cgroup = testbed.cgroup().join("cgroup.procs");
+    let is_none = "no folder of a cgroup v2 file system";
+    for (path, says) in [
+        (plain.as_path(), is_none),
+        (cgroup.as_path(), is_none),
+        (Path::new("/nowhere/at/all"), "cannot be opened"),
+    ] {
+        let mut command = run_with(&testbed, &plain);
+        command.arg("--cgroup-path").arg(path);
+        let path = path.to_str().unwrap();
+        assert_fails(&testbed, command, 1, &["--cgroup-path", path, says]);
+    }
+}
+
+#[test]
 fn a_missing_folder_is_named() {
     let testbed = Testbed::new(Layout::Routed).unwrap();
     let command = run_with(&testbed, Path::new("/nowhere/to/be/found"));

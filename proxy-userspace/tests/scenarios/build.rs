@@ -54,6 +54,7 @@ pub(crate) fn service(name: &str, cluster_ips: &str) -> Service {
         load_balancer_ips: vec![],
         source_ranges: vec![],
         affinity_seconds: None,
+        gone_backends: None,
         health_check_node_port: None,
     }
 }

@@ -26,7 +26,8 @@ pub struct Beeline<'a> {
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
-    socket_lb: Option<&'static str>,
+    socket_lb: &'static str,
+    cgroup: Option<PathBuf>,
 }
 
 impl<'a> Beeline<'a> {
@@ -40,15 +41,25 @@ impl<'a> Beeline<'a> {
             binary,
             source,
             node_name: super::NODE_NAME.to_owned(),
-            socket_lb: None,
+            socket_lb: "off",
+            cgroup: Some(testbed.cgroup().to_owned()),
         }
     }
 
-    /// Has sockets served in this way (`all`, `host` or `off`), in the node's control group.
+    /// Has these sockets of the node's control group served (`all`, `host`; `off` at first).
     #[must_use]
     pub fn socket_lb(self, which: &'static str) -> Self {
         Self {
-            socket_lb: Some(which),
+            socket_lb: which,
+            ..self
+        }
+    }
+
+    /// Has sockets served in another control group than the node's; `None`: the daemon finds one.
+    #[must_use]
+    pub fn in_cgroup(self, folder: impl Into<Option<PathBuf>>) -> Self {
+        Self {
+            cgroup: folder.into(),
             ..self
         }
     }
@@ -79,13 +90,11 @@ impl<'a> Beeline<'a> {
         Self { source, ..self }
     }
 
-    fn socket_args(&self) -> Vec<OsString> {
-        let Some(which) = self.socket_lb else {
-            return Vec::new();
-        };
-        let args = ["--socket-lb", which, "--cgroup-path"].map(OsString::from);
-        let cgroup = self.testbed.cgroup().as_os_str().to_owned();
-        args.into_iter().chain([cgroup]).collect()
+    fn socket_args(&self) -> impl Iterator<Item = &OsStr> {
+        let which = ["--socket-lb", self.socket_lb].map(OsStr::new);
+        let folder = self.cgroup.iter().map(|folder| folder.as_os_str());
+        let path = folder.flat_map(|folder| [OsStr::new("--cgroup-path"), folder]);
+        which.into_iter().chain(path)
     }
 
     /// The file of the command.

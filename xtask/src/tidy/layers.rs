@@ -69,6 +69,8 @@ const RULES: [Rule; 5] = [
             "proxy-ebpf/src/maps",
             // `Raw`, which makes every bytemuck type one of aya's.
             "proxy-userspace/src/maps",
+            // Requests of bpf(2) that aya does not make for programs of cgroups.
+            "proxy-userspace/src/loader/cgroup/syscall",
             // Socket options that no crate can set.
             "proxy-userspace/tests/kernel/socket_option",
             // Packet sockets, which no crate binds or reads so.

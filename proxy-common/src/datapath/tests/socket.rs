@@ -317,6 +317,13 @@ fn source_ranges_need_the_clients_address() {
     assert_eq!(connect(&memory, &bound("10.244.1.1")), BY_PACKET);
     know_the_pod(&mut memory);
     assert_eq!(connect(&memory, &tcp(SERVICE)), connected(ONE));
+    // What it is bound to comes before what is usual.
+    assert_eq!(connect(&memory, &bound("10.244.1.1")), BY_PACKET);
+    let _none = memory.addresses.insert(
+        ip("10.96.0.1"),
+        AddressFlags::CLUSTER_IP.union(AddressFlags::NODE),
+    );
+    assert_eq!(connect(&memory, &by_node(bound(POD))), connected(ONE));
 }
 
 #[test]
@@ -628,7 +635,9 @@ proptest! {
         let mut unknown = known.clone();
         unknown.sockets.clients.clear();
         let dial = by_pod(Protocol::Tcp, cookie, SERVICE);
-        let answer = connect(&unknown, &dial);
-        prop_assert!(answer == BY_PACKET || answer == connect(&known, &dial), "{:?}", answer);
+        for dial in [dial, Dial { from: ip(POD), ..dial }] {
+            let answer = connect(&unknown, &dial);
+            prop_assert!(answer == BY_PACKET || answer == connect(&known, &dial), "{:?}", answer);
+        }
     }
 }

@@ -185,7 +185,7 @@ fn create(pins: &Pins, cgroup: &Cgroup, program: &mut SocketProgram) -> Result<(
     let hook = program.hook;
     let link = program
         .attach(cgroup.folder())
-        .map_err(|error| refused(hook, cgroup, error))?;
+        .map_err(|error| refused(hook, cgroup.path(), error))?;
     let pinned = link.pin(&path).map_err(io::Error::other);
     pinned.map(drop).map_err(failed("pin", &path))
 }
@@ -206,7 +206,7 @@ fn replace(pins: &Pins, cgroup: &Cgroup, program: &SocketProgram) -> Result<(), 
     };
     let fd = program
         .fd()
-        .map_err(|error| refused(program.hook, cgroup, error.into()))?;
+        .map_err(|error| refused(program.hook, cgroup.path(), error.into()))?;
     syscall::update_link(link.as_fd(), fd).map_err(failed("replace the program of", &path))
 }
 
@@ -232,8 +232,8 @@ fn unpin(path: &Path) -> Result<bool, LinkError> {
     }
 }
 
-fn refused(hook: SocketHook, cgroup: &Cgroup, failure: AttachFailure) -> LinkError {
-    let cgroup = cgroup.path().to_owned();
+fn refused(hook: SocketHook, cgroup: &Path, failure: AttachFailure) -> LinkError {
+    let cgroup = cgroup.to_owned();
     if let AttachFailure::Program(ProgramError::SyscallError(SyscallError { io_error, .. })) =
         &failure
         && io_error.raw_os_error() == Some(libc::EPERM)
@@ -276,5 +276,21 @@ mod tests {
             describe(SocketHook::Connect4, "pos:\t0\nlink_id:\t7\n"),
             None
         );
+    }
+
+    #[test]
+    fn a_cgroup_that_somebody_has_to_himself_is_told_from_other_refusals() {
+        let refused = |number| {
+            let source = SyscallError {
+                call: "bpf_link_create",
+                io_error: io::Error::from_raw_os_error(number),
+            };
+            let failure = AttachFailure::Program(source.into());
+            refused(SocketHook::Connect4, Path::new("/c"), failure).to_string()
+        };
+        let exclusive = refused(libc::EPERM);
+        assert!(exclusive.contains("has cgroup /c, or one above it, to itself"));
+        assert!(exclusive.contains("--cgroup-path"), "{exclusive}");
+        assert!(refused(libc::EINVAL).contains("connect4: attaching to cgroup /c failed"));
     }
 }

@@ -10,11 +10,14 @@ use proxy_common::abi::Family;
 
 use super::{Errors, Item, Parsed, Strings, address, each, label, not_empty};
 use crate::model::{ObjectName, Service, ServicePort, TrafficPolicy};
+use crate::node::GoneBackends;
 
 /// The API's default for `sessionAffinityConfig.clientIP.timeoutSeconds` (rule R111).
 const AFFINITY_SECONDS: u32 = 10_800;
 /// The longest affinity that the API allows: a day (rule R111).
 const AFFINITY_SECONDS_MAX: u32 = 86_400;
+/// The annotation that says what becomes of TCP and SCTP flows to endpoints that are removed.
+const GONE_BACKENDS: &str = "beeline.io/gone-backends";
 
 /// What matters of a Service. None of ours are those without cluster IP (rule R1), ExternalName
 /// Services (rule R2) and those that belong to another proxy (rule R3).
@@ -46,6 +49,7 @@ pub fn service(strings: &mut Strings, name: ObjectName, object: &k8s::Service) -
         load_balancer_ips: load_balancer_ips(object, &mut errors),
         source_ranges: source_ranges(spec, &mut errors),
         affinity_seconds: affinity_seconds(spec, &mut errors),
+        gone_backends: gone_backends(object, &mut errors),
         health_check_node_port: health_check_node_port(spec, kind, external_policy, &mut errors),
     };
     Parsed {
@@ -265,6 +269,20 @@ fn affinity_seconds(spec: &k8s::ServiceSpec, errors: &mut Errors) -> Option<u32>
             Some(AFFINITY_SECONDS)
         }
     }
+}
+
+fn gone_backends(object: &k8s::Service, errors: &mut Errors) -> Option<GoneBackends> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    let word = not_empty(annotations.get(GONE_BACKENDS).map(String::as_str))?;
+    let known = [GoneBackends::Reset, GoneBackends::Keep];
+    let value = known.into_iter().find(|value| value.name() == word);
+    if value.is_none() {
+        errors.add(
+            format_args!("metadata.annotations['{GONE_BACKENDS}']"),
+            format_args!("neither 'reset' nor 'keep', but '{word}'"),
+        );
+    }
+    value
 }
 
 /// Only a LoadBalancer with external policy Local is asked for its health (rule R120).

@@ -4,6 +4,7 @@ use k8s_openapi::api::{
 
 use super::*;
 use crate::model::{Endpoint, EndpointSlice, Node, Service, TrafficPolicy};
+use crate::node::GoneBackends;
 
 /// YAML of an object's distinctive part, and one line for what was read of it.
 type Case = (&'static str, &'static str);
@@ -58,6 +59,7 @@ fn service_line(service: &Service) -> String {
         ("vip", list(&service.load_balancer_ips)),
         ("from", list(&service.source_ranges)),
         ("affinity", list(service.affinity_seconds)),
+        ("gone", list(service.gone_backends.map(GoneBackends::name))),
         ("health", list(service.health_check_node_port)),
     ];
     for (word, value) in optional.iter().filter(|(_, value)| !value.is_empty()) {
@@ -110,6 +112,28 @@ fn node_line(node: &Node) -> String {
         list(&node.addresses),
         list(&node.pod_cidrs)
     )
+}
+
+#[test]
+fn a_service_may_say_what_becomes_of_flows_to_gone_backends() {
+    check_services(&[
+        (
+            "{metadata: {name: w, annotations: {beeline.io/gone-backends: keep}}, \
+             spec: {clusterIP: 10.96.0.1}}",
+            "default/w 10.96.0.1 gone=keep",
+        ),
+        (
+            "{metadata: {name: w, annotations: {beeline.io/gone-backends: reset}}, \
+             spec: {clusterIP: 10.96.0.1}}",
+            "default/w 10.96.0.1 gone=reset",
+        ),
+        (
+            "{metadata: {name: w, annotations: {beeline.io/gone-backends: away}}, \
+             spec: {clusterIP: 10.96.0.1}}",
+            "default/w 10.96.0.1 ! metadata.annotations['beeline.io/gone-backends']: neither \
+             'reset' nor 'keep', but 'away'",
+        ),
+    ]);
 }
 
 fn check_services(cases: &[Case]) {
