@@ -7,10 +7,10 @@
 
 mod client;
 mod cluster;
-mod core;
 mod machine;
 mod manifests;
 mod measure;
+mod processor;
 mod programs;
 mod report;
 mod results;
@@ -107,6 +107,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for count in counts {
         eprintln!("starting `beeline run` with {count} Services …");
         sites.push(Site::new(settings.family, Some((count, &beeline)), most)?);
+    }
+    for site in &sites {
+        site.check_ways()?;
     }
     let before = machine::load()?;
     let mut results = Results::default();

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use xtask::testbed::{Namespace, in_namespace, on_network};
 
-use super::core;
 use super::measure::{Measure, Sample, Targets};
+use super::processor;
 
 /// How much longer than asked a turn may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,7 +87,7 @@ impl Client {
 }
 
 fn serve(group: Group, tasks: &Receiver<Task>, done: &Sender<Result<Sample>>) {
-    let mut ready = core::pin();
+    let mut ready = processor::pin();
     for task in tasks {
         let sample = std::mem::replace(&mut ready, Ok(()))
             .and_then(|()| dial_from(group.ports()))

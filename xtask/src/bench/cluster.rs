@@ -1,7 +1,7 @@
 //! The nodes that take part, and the clients on them.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,8 @@ use super::server;
 
 /// The last number of the address of the pod with the clients.
 const CLIENT_POD: u8 = 2;
+/// How long each way is gone to see whether it is the right one.
+const CHECK: Duration = Duration::from_millis(5);
 
 /// Where clients are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -94,9 +96,17 @@ pub(super) struct Site {
     pods: Targets,
     service: Targets,
     clients: Vec<(Place, Group, Client)>,
+    binary: Option<PathBuf>,
     // What follows ends in this order.
     _daemon: Option<Daemon>,
     testbed: Testbed,
+}
+
+/// What Beeline has counted at the Service's TCP port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Counters {
+    flows: u64,
+    packets: u64,
 }
 
 impl Site {
@@ -129,6 +139,7 @@ impl Site {
             pods: Targets::pods(addresses, endpoints),
             service: Targets::service(manifests::dialled(family), frontends),
             clients: clients(&testbed, &client_pod)?,
+            binary: services.map(|(_, beeline)| beeline.to_owned()),
             _daemon: daemon,
             testbed,
         })
@@ -168,6 +179,32 @@ impl Site {
             .with_context(|| format!("{} from a {}", way.name(), place.name()))
     }
 
+    /// Makes sure that the ways are what they are called: what Beeline counts tells them apart.
+    ///
+    /// # Errors
+    /// They are not, or cannot be gone.
+    pub(super) fn check_ways(&self) -> Result<()> {
+        let Some(binary) = &self.binary else {
+            return Ok(());
+        };
+        let beeline = Beeline::new(&self.testbed, binary);
+        for place in Place::ALL {
+            for way in [Way::SocketEdge, Way::PacketEdge] {
+                let before = counters(&beeline)?;
+                let _sample = self.take(place, way, Measure::TcpConnection, CHECK)?;
+                let after = counters(&beeline)?;
+                let by_packet = after.packets > before.packets;
+                ensure!(
+                    after.flows > before.flows && by_packet == (way == Way::PacketEdge),
+                    "{} from a {} went another way: {before:?}, then {after:?}",
+                    way.name(),
+                    place.name()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// The programs in the kernel that serve this node.
     ///
     /// # Errors
@@ -192,6 +229,18 @@ fn start_beeline(testbed: &Testbed, family: Family, count: u32, beeline: &Path) 
         .with_context(|| format!("write {}", file.display()))?;
     let beeline = Beeline::new(testbed, beeline).socket_lb("all");
     beeline.run::<&str>([])
+}
+
+fn counters(beeline: &Beeline<'_>) -> Result<Counters> {
+    let services = beeline.json(["services", "--service", &manifests::name_of_stream()])?;
+    let count = |name: &str| {
+        let count = services[0][name].as_u64();
+        count.with_context(|| format!("`beeline services` tells no {name}: {services}"))
+    };
+    Ok(Counters {
+        flows: count("flows")?,
+        packets: count("packets")?,
+    })
 }
 
 fn clients(testbed: &Testbed, pod: &Pod) -> Result<Vec<(Place, Group, Client)>> {

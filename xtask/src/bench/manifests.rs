@@ -10,6 +10,10 @@ use xtask::testbed::{NODE_NAME, REMOTE_NODE_NAME};
 pub(super) const ENDPOINTS: u8 = 4;
 /// The last number of the address of the first pod behind the Service that is dialled.
 pub(super) const FIRST_POD: u8 = 11;
+/// The namespace of all Services.
+const NAMESPACE: &str = "bench";
+/// The name of the one that is dialled.
+const DIALLED: &str = "dialled";
 
 /// A port of the Service that is dialled.
 #[derive(Clone, Copy)]
@@ -49,6 +53,11 @@ pub(super) fn dialled(family: Family) -> IpAddr {
     service_address(family, 80)
 }
 
+/// The name of its TCP port, as `beeline services` has it.
+pub(super) fn name_of_stream() -> String {
+    format!("{NAMESPACE}/{DIALLED}:{}", STREAM.name)
+}
+
 /// The manifests of `count` Services, one of which is dialled: one JSON document a line.
 pub(super) fn text(family: Family, count: u32) -> String {
     let mut text = String::new();
@@ -82,7 +91,7 @@ fn dialled_service(family: Family) -> [Value; 2] {
     let pods = (0..ENDPOINTS).map(|at| pod_address(family, FIRST_POD + at));
     objects(
         family,
-        "dialled",
+        DIALLED,
         dialled(family),
         &[STREAM, ECHO, SINK],
         pods.map(|pod| (pod, NODE_NAME)),
@@ -137,14 +146,14 @@ fn objects(
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"namespace": "bench", "name": name},
+        "metadata": {"namespace": NAMESPACE, "name": name},
         "spec": {"clusterIP": address, "clusterIPs": [address], "ipFamilies": [family],
                  "ports": service_ports},
     });
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"namespace": "bench", "name": format!("{name}-1"),
+        "metadata": {"namespace": NAMESPACE, "name": format!("{name}-1"),
                      "labels": {"kubernetes.io/service-name": name}},
         "addressType": family,
         "ports": slice_ports,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::core;
 use super::manifests::{ECHO, SINK, STREAM, ServicePort};
+use super::processor;
 use super::statistics::quantile;
 
 /// Operations between two looks at the clock, where one takes far less than a microsecond.
@@ -219,7 +219,7 @@ fn unconnected(family_of: IpAddr) -> Result<Socket> {
 fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> Result<Sample> {
     let warm_up = get_warm(duration, &mut operation)?;
     let mut latencies = Vec::with_capacity(1 << 16);
-    let used = core::time_used()?;
+    let used = processor::time_used()?;
     let start = Instant::now();
     let (end, mut now) = (start + duration, start);
     while now < end {
@@ -227,7 +227,7 @@ fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> 
         let then = std::mem::replace(&mut now, Instant::now());
         latencies.push((now - then).as_nanos() as f64);
     }
-    let used = core::time_used()? - used;
+    let used = processor::time_used()? - used;
     latencies.sort_by(f64::total_cmp);
     Ok(Sample {
         operations: latencies.len() as u64,
@@ -241,7 +241,7 @@ fn each_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> 
 /// Looks at the clock now and then.
 fn batches_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) -> Result<Sample> {
     let warm_up = get_warm(duration, &mut operation)?;
-    let used = core::time_used()?;
+    let used = processor::time_used()?;
     let start = Instant::now();
     let mut operations = 0;
     while start.elapsed() < duration {
@@ -254,7 +254,7 @@ fn batches_timed(duration: Duration, mut operation: impl FnMut() -> Result<()>) 
         operations,
         warm_up,
         elapsed: start.elapsed(),
-        used: core::time_used()? - used,
+        used: processor::time_used()? - used,
         latency: None,
     })
 }

@@ -61,8 +61,8 @@ impl Report<'_> {
              behind it. CPU is the processor time of client, kernel and server together."
                 .to_owned(),
             self.requests().render(form),
-            "Calls, in nanoseconds of processor time. + is the median of the difference to the \
-             same round's, quartiles behind it."
+            "Calls, in nanoseconds of processor time. Differences are medians of all \
+             rounds' differences, quartiles behind them."
                 .to_owned(),
             self.calls().render(form),
             "Programs in the kernel, with a pod as client: calls for each operation × nanoseconds \
@@ -171,10 +171,10 @@ impl Report<'_> {
                 "call",
                 "Services",
                 "direct",
-                "socket edge + direct",
-                "packet edge + direct",
-                "direct + no Beeline",
-                "socket edge + no Beeline",
+                "socket edge, more than direct",
+                "packet edge, more than direct",
+                "direct, more than no Beeline",
+                "socket edge, more than no Beeline",
             ],
             left: 2,
             rows: self
@@ -256,8 +256,8 @@ impl Report<'_> {
                 done.calls.iter().map(|(program, calls)| {
                     let mut entry = describe(case);
                     entry["program"] = json!(program);
-                    entry["calls_per_operation"] = json!(calls.count as f64 / done.operations as f64);
-                    entry["ns_per_call"] = json!(calls.nanoseconds as f64 / calls.count as f64);
+                    entry["calls_per_operation"] = json!(rounded(calls.count as f64 / done.operations as f64));
+                    entry["ns_per_call"] = json!(rounded(calls.nanoseconds as f64 / calls.count as f64));
                     entry
                 })
             }).collect::<Vec<_>>(),
@@ -345,8 +345,8 @@ fn measurement(summary: &Summary) -> Value {
     entry["ns"] = spread(summary.time);
     entry["cpu_ns"] = spread(summary.used);
     if let Some((half, most)) = summary.latency {
-        entry["p50_ns"] = json!(half);
-        entry["p99_ns"] = json!(most);
+        entry["p50_ns"] = json!(rounded(half));
+        entry["p99_ns"] = json!(rounded(most));
     }
     entry["to_direct"] = comparison(&summary.to_direct);
     entry["to_no_beeline"] = comparison(&summary.to_bare);
@@ -363,7 +363,13 @@ fn comparison(comparison: &Comparison) -> Value {
 }
 
 fn spread(spread: Spread) -> Value {
-    json!({"low": spread.low, "median": spread.median, "high": spread.high})
+    let [low, median, high] = [spread.low, spread.median, spread.high].map(rounded);
+    json!({"low": low, "median": median, "high": high})
+}
+
+/// As far as it means anything.
+fn rounded(number: f64) -> f64 {
+    (number * 1e4).round() / 1e4
 }
 
 #[cfg(test)]

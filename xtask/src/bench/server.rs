@@ -11,8 +11,8 @@ use proxy_common::abi::Family;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use xtask::testbed::Pod;
 
-use super::core;
 use super::manifests::{ECHO, SINK, STREAM};
+use super::processor;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1_024;
@@ -48,7 +48,7 @@ fn serve<F: FnOnce() -> io::Error>(
     let run = move || {
         inside.run(move || match bind(address) {
             Ok(serve) => {
-                let ready = core::pin();
+                let ready = processor::pin();
                 let is_ready = ready.is_ok();
                 if tell.send(ready).is_ok() && is_ready {
                     eprintln!("server {name}: {}", serve());
