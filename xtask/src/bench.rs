@@ -59,6 +59,9 @@ pub(crate) struct Args {
     markdown: bool,
 }
 
+/// Load above which others disturb too much. Making the nodes is a load itself.
+const BUSY: f64 = 2.0;
+
 /// How things are measured.
 struct Settings {
     family: Family,
@@ -112,6 +115,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         site.check_ways()?;
     }
     let before = machine::load()?;
+    if before > BUSY {
+        eprintln!("warning: load {before:.2}: only the figures in processor time mean something");
+    }
     let mut results = Results::default();
     measure_all(&sites, &settings, &mut results)?;
     count_calls(&sites, &settings, &mut results)?;
@@ -166,8 +172,8 @@ fn measure_all(sites: &[Site], settings: &Settings, results: &mut Results) -> Re
     let mut groups = groups(sites);
     let started = Instant::now();
     for round in 0..settings.rounds {
-        for group in &mut groups {
-            statistics::shuffle(group, round.into());
+        for (number, group) in groups.iter_mut().enumerate() {
+            statistics::shuffle(group, u64::from(round) << 32 | number as u64);
             for (site, case) in group {
                 let sample = site.take(case.place, case.way, case.measure, settings.turn)?;
                 results.add(*case, sample);

@@ -374,19 +374,117 @@ fn rounded(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use proxy_common::abi::Family;
+
+    use super::super::measure::Sample;
+    use super::super::programs::Calls;
     use super::*;
 
+    /// One round: by the socket edge everything takes a tenth longer than directly, by the packet
+    /// edge twice as long.
+    fn results() -> Results {
+        let mut results = Results::default();
+        let ways = [
+            (None, Way::Bare, 900),
+            (Some(10), Way::Direct, 1_000),
+            (Some(10), Way::SocketEdge, 1_100),
+            (Some(10), Way::PacketEdge, 2_000),
+        ];
+        for measure in Measure::REQUESTS.into_iter().chain(Measure::CALLS) {
+            for (services, way, microseconds) in ways {
+                let case = Case {
+                    place: Place::Pod,
+                    measure,
+                    services,
+                    way,
+                };
+                let took = Duration::from_micros(microseconds);
+                let sample = Sample {
+                    operations: 1_000,
+                    warm_up: 0,
+                    elapsed: took,
+                    used: took,
+                    latency: Some((1_000.0, 2_000.0)),
+                };
+                results.add(case, sample);
+            }
+        }
+        results
+    }
+
+    fn text(results: &Results) -> String {
+        let report = Report {
+            settings: &Settings {
+                family: Family::Ipv4,
+                rounds: 1,
+                turn: Duration::from_millis(1),
+            },
+            machine: &Machine {
+                kernel: "6.1".to_owned(),
+                processor: "Fast One".to_owned(),
+                processors: 2,
+            },
+            load: (0.1, 0.2),
+            ready_after: vec![(10, 0.5)],
+            results,
+        };
+        assert_eq!(report.json()["measurements"].as_array().unwrap().len(), 32);
+        report.text(Form::Markdown)
+    }
+
     #[test]
-    fn numbers_are_aligned_to_the_right_in_markdown() {
+    fn each_request_and_each_call_has_a_line_of_all_ways() {
+        let text = text(&results());
+        let request = "| pod | TCP connection | 10 | 1000000 | 909091 | 1.0 / 2.0 | 1.0 / 2.0 \
+                       | 0.909 (0.909–0.909) | 1.100 (1.100–1.100) | 2.000 (2.000–2.000) \
+                       | 1.111 (1.111–1.111) |";
+        assert!(text.contains(request), "{text}");
+        let call = "| pod | connect | 10 | 1000 | 100 (100 to 100) | 1000 (1000 to 1000) \
+                    | 100 (100 to 100) | 200 (200 to 200) |";
+        assert!(text.contains(call), "{text}");
+        assert!(text.contains("load 0.10 before, 0.20 after"), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_is_hardly_called_is_left_out() {
+        let calls = |count| Calls {
+            count,
+            nanoseconds: 150 * count,
+        };
+        let calls = ProgramCalls {
+            operations: 1_000,
+            calls: BTreeMap::from([
+                ("connect4".to_owned(), calls(1_000)),
+                ("sock_release".to_owned(), calls(1)),
+            ]),
+        };
+        let mut results = results();
+        let case = Case {
+            place: Place::Pod,
+            measure: Measure::Connect,
+            services: Some(10),
+            way: Way::SocketEdge,
+        };
+        results.add_calls(case, calls);
+        let text = text(&results);
+        assert!(
+            text.contains("| connect | connect4 |  | 1.0 × 150 |  |"),
+            "{text}"
+        );
+        assert!(!text.contains("sock_release"), "{text}");
+    }
+
+    #[test]
+    fn tables_for_a_terminal_have_no_bars() {
         let table = Table {
             header: &["way", "ns"],
             left: 1,
             rows: vec![vec!["direct".to_owned(), "12".to_owned()]],
         };
-        assert_eq!(
-            table.markdown(),
-            "| way | ns |\n| --- | ---: |\n| direct | 12 |"
-        );
-        assert!(table.for_terminal().contains("direct"));
+        let text = table.for_terminal();
+        assert!(text.contains("direct") && !text.contains('|'), "{text}");
     }
 }
