@@ -278,6 +278,17 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_left_out_only_where_pods_are_served() {
+        let skip = file("--socket-lb-skip-namespaces", "mesh");
+        assert!(Cli::read(skip).is_ok());
+        for served in ["host", "off"] {
+            let arguments = [&skip[..], &["--socket-lb", served]].concat();
+            let error = Cli::read(arguments).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{served}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_a_usage_error() {
         for arguments in [
             &["beeline", "run"][..],

@@ -16,6 +16,7 @@ pub mod maps;
 pub mod metrics;
 pub mod model;
 pub mod node;
+pub mod pods;
 pub mod run;
 pub mod sockets;
 pub mod source;

@@ -5,6 +5,7 @@
 
 mod world;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -142,6 +143,17 @@ pub struct Node {
     pub to_be_deleted: bool,
 }
 
+/// What matters of a Pod of this node. Sources tell of Pods only if they are asked to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The uid that its cgroup carries. Of a static Pod, that is not the uid of its mirror.
+    pub uid: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// A change of what is known; what every source yields.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
@@ -158,6 +170,12 @@ pub enum Event {
     /// What the cluster's ServiceCIDRs say, all together, in order and without duplicates (rule
     /// R186). Empty: not known.
     ServiceCidrs(Vec<IpNet>),
+    /// A Pod of this node is there, new or changed.
+    Pod(Pod),
+    /// A Pod of this node is gone, or has ended.
+    PodGone(ObjectName),
+    /// The first list of this node's Pods is complete. Sent once, if Pods are told of at all.
+    PodsKnown,
     /// Both first lists are complete (rule R7). Sent once; nothing is programmed before.
     Synced,
     /// An object, file or connection is in trouble; what it said before stays in force.

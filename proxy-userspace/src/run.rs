@@ -5,6 +5,7 @@
 
 mod control;
 mod edges;
+mod known_pods;
 mod logs;
 mod origin;
 mod socket_edge;
@@ -33,6 +34,7 @@ use crate::loader::sizes::Sizes;
 use crate::loader::{self, LoadError, Loaded, Programs, SocketPrograms};
 use crate::maps::Maps;
 use crate::node::{NodeConfig, SocketLb};
+use crate::pods::Skip;
 use crate::status;
 
 /// What the daemon is to do.
@@ -56,6 +58,8 @@ pub struct Options {
     pub method: Option<Method>,
     /// Whose sockets are pointed at backends.
     pub socket_lb: SocketLb,
+    /// Pods whose sockets are not.
+    pub skip: Skip,
     /// The cgroup of these sockets; `None`: the root, wherever it is mounted.
     pub cgroup_path: Option<PathBuf>,
     /// Where `/healthz` and `/livez` are (rule R130).
@@ -112,8 +116,10 @@ async fn start_at(
     method: Method,
     site: &Site,
 ) -> anyhow::Result<Node> {
-    let source = Source::start(&options.origin, options.node.name.clone()).await?;
     let with_sockets = site.cgroup().is_some();
+    let with_pods = with_sockets && options.skip.is_some();
+    let node = options.node.name.clone();
+    let source = Source::start(&options.origin, node, with_pods).await?;
     let Loaded {
         maps,
         programs,
@@ -178,7 +184,7 @@ impl Attach<'_> {
             }
         };
         // Last: what sockets leave alone has its packet edges by now.
-        let socket_edge = SocketEdge::start(options, self.pins, self.site, sockets)?;
+        let socket_edge = SocketEdge::start(options, self.pins, self.site, sockets);
         let control = control.with(edges.view(), collector, socket_edge)?;
         Ok((control, edges))
     }

@@ -61,6 +61,19 @@ pub struct SocketEdgeStatus {
     /// Sockets that left backends that were gone, since the daemon was started.
     #[serde(default)]
     pub left: Counts,
+    /// Pods, if some are to be left out.
+    pub pods: Option<PodsStatus>,
+}
+
+/// What the socket edge makes of this node's pods.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PodsStatus {
+    /// How many are served.
+    pub served: usize,
+    /// How many are left out, as it is wanted.
+    pub left_out: usize,
+    /// How many have no cgroup that could be found, or not yet; they are left out, too.
+    pub not_found: usize,
 }
 
 /// An address of this node.
@@ -252,6 +265,11 @@ mod tests {
                     udp_moved: 2,
                     tcp_closed: 3,
                 },
+                pods: Some(PodsStatus {
+                    served: 3,
+                    left_out: 2,
+                    not_found: 1,
+                }),
             },
             node_addresses: vec![NodeAddress {
                 address: "192.0.2.1".to_owned(),

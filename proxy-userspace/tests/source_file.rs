@@ -33,12 +33,17 @@ impl Fixture {
     }
 
     fn start(folder: TempDir, paths: &[&str]) -> Self {
+        Self::start_with(folder, paths, false)
+    }
+
+    fn start_with(folder: TempDir, paths: &[&str], pods: bool) -> Self {
         let (sender, events) = Events::channel();
         let paths = paths.iter().map(|path| folder.path().join(path)).collect();
         let source = tokio::spawn(
             FileSource {
                 paths,
                 node: "n1".into(),
+                pods,
             }
             .run(sender),
         );
@@ -382,4 +387,31 @@ async fn it_ends_when_nobody_listens() {
         .unwrap()
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn pods_are_told_of_if_they_are_wanted() {
+    let pod = |labels: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: a, uid: u-1, labels: {labels}}}}}\n\
+             ---\n{{apiVersion: v1, kind: Pod, metadata: {{name: b, uid: u-2}}, \
+             spec: {{nodeName: n2}}}}\n"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), pod("{app: x}")).unwrap();
+    let mut it = Fixture::start_with(folder, &[""], true);
+    it.expect(&["Pod default/a u-1 app=x", "PodsKnown", "Synced"])
+        .await;
+    it.write("a.yaml", &pod("{app: z}"));
+    it.expect(&["Pod default/a u-1 app=z"]).await;
+    it.write("a.yaml", &pod("{app: 1}"));
+    it.expect(&[
+        "Problem file a.yaml: a.yaml:1:73: metadata.labels.app: invalid type: integer `1`, \
+         expected a string",
+    ])
+    .await;
+    it.write("a.yaml", "");
+    it.expect(&["PodGone default/a", "Solved file a.yaml"])
+        .await;
 }

@@ -62,6 +62,10 @@ struct Fixture {
 
 impl Fixture {
     async fn on(server: ApiServer) -> Self {
+        Self::with(server, false).await
+    }
+
+    async fn with(server: ApiServer, pods: bool) -> Self {
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
         let client = client(Some(kubeconfig.path())).await.unwrap();
@@ -70,6 +74,7 @@ impl Fixture {
             KubernetesSource {
                 client,
                 node: "n1".into(),
+                pods,
             }
             .run(sender),
         );
@@ -595,5 +600,88 @@ async fn a_missing_kubeconfig_is_an_error() {
     assert_eq!(
         error.to_string(),
         "kubeconfig /nonexistent/config: no such file or directory"
+    );
+}
+
+fn pod(name: &str, node: &str, labels: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("u-{name}"),
+                     "labels": labels},
+        "spec": {"nodeName": node}, "status": {"phase": "Running"},
+    })
+}
+
+#[tokio::test]
+async fn pods_of_this_node_are_followed_by_their_metadata() {
+    let server = ApiServer::start().await;
+    server.apply(pod("a", "n1", json!({"app": "x"})));
+    server.apply(pod("b", "n2", json!({})));
+    let mut mirror = pod("c", "n1", json!({}));
+    mirror["metadata"]["annotations"] =
+        json!({"kubernetes.io/config.mirror": "h", "kubernetes.io/config.hash": "h"});
+    server.apply(mirror);
+    let mut it = Fixture::with(server, true).await;
+    let mut first = it.events.sorted(4).await;
+    first.sort();
+    assert_eq!(
+        first,
+        [
+            "Pod shop/a u-a app=x",
+            "Pod shop/c h ",
+            "PodsKnown",
+            "Synced"
+        ]
+    );
+    it.server.watched("pods").await;
+    let ours = "[fieldSelector=spec.nodeName=n1,status.phase!=Succeeded,status.phase!=Failed]";
+    for watch in ["[limit=", "[watch=true]"] {
+        let parts = ["/api/v1/pods", ours, watch, "[as=PartialObjectMetadata"];
+        it.server.requested(&parts, 1).await;
+    }
+    it.server.apply(pod("a", "n1", json!({"app": "y"})));
+    it.expect(&["Pod shop/a u-a app=y"]).await;
+    it.server.apply(pod("d", "n1", json!({"app": 1})));
+    it.expect(&[
+        "Problem Pod shop/d: metadata.labels.app: invalid type: integer `1`, expected a string",
+    ])
+    .await;
+    let mut ended = pod("a", "n1", json!({"app": "y"}));
+    ended["status"]["phase"] = "Succeeded".into();
+    it.server.apply(ended);
+    it.expect(&["PodGone shop/a"]).await;
+    it.server.delete("pods", "shop", "c");
+    it.expect(&["PodGone shop/c"]).await;
+    it.expect_nothing_before_a_change("10.0.0.9").await;
+}
+
+/// Without the right to list Pods, Services are served all the same.
+#[tokio::test]
+async fn pods_that_must_not_be_listed_hold_up_nothing() {
+    let server = ApiServer::start().await;
+    server.apply(service("web", "10.0.0.1"));
+    server.fail("pods", Verb::List, 1, Failure::Status(403));
+    let mut it = Fixture::with(server, true).await;
+    let mut lines = it.events.sorted(5).await;
+    lines.sort();
+    assert_eq!(
+        lines,
+        [
+            "PodsKnown",
+            "Problem API server: listing Pods: as the test wants it (status 403)",
+            "Service shop/web 10.0.0.1",
+            "Solved API server",
+            "Synced",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn pods_are_not_asked_for_unless_they_are_wanted() {
+    let it = Fixture::synced().await;
+    let asked = it.server.requests();
+    assert!(
+        !asked.iter().any(|request| request.contains("/pods")),
+        "{asked:?}"
     );
 }

@@ -42,6 +42,9 @@ pub(super) fn open<P: Packet, T: Tables>(
     *verdict = Verdict::Pass(Pass::NoService);
     let found = find::frontend(tables, &headers.key);
     if found == Found::Nothing {
+        if headers.signal() == Signal::Open {
+            let _was_there = black_box(make_way(tables, &headers.key, hook));
+        }
         return Opened::Decided;
     }
     if hook == Hook::NodeIngress && was_delivered(packet) {
@@ -63,6 +66,30 @@ pub(super) fn open<P: Packet, T: Tables>(
             Opened::Decided
         }
     }
+}
+
+/// Forgets a flow that is over if its answers would look like those to this packet, which goes to a
+/// backend itself: they are nobody's but the backend's.
+#[inline(never)]
+fn make_way<T: Tables>(tables: &T, key: &FlowKey, hook: Hook) -> bool {
+    let side = if hook == Hook::NodeEgress {
+        Side::Ingress
+    } else {
+        Side::Egress
+    };
+    let answer = FlowKey {
+        tuple: key.tuple.swapped(),
+        side: side as u8,
+        ..*key
+    };
+    let was_over = tables.with_flow(&answer, |flow| {
+        let was_over = FlowState::from_number(flow.state).is_none_or(is_over);
+        if was_over {
+            let _was_there = black_box(remove_twin(tables, flow, answer.protocol));
+        }
+        was_over
+    });
+    was_over == Some(true) && tables.remove_flow(&answer)
 }
 
 /// Whether a packet that would open a flow now belongs to one that is translated already: Beeline

@@ -289,7 +289,8 @@ fn error<P: Packet>(packet: &mut P, headers: &Headers, kind: [u8; 2], word: u32)
     };
     let [upper, mut lower]: [u16; 2] = bytemuck::cast(word);
     let is_udp = headers.key.protocol == Protocol::Udp.number();
-    if is_udp && is_partial(packet, headers) {
+    // A word that says something is for this node alone, and met by no device: see `too_long`.
+    if word == 0 && is_udp && is_partial(packet, headers) {
         lower = pseudo.fold();
     }
     let kind: u16 = bytemuck::cast(kind);

@@ -1,5 +1,7 @@
 //! `beeline run`.
 
+mod skip;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use self::skip::SkipArgs;
 use super::Paths;
 use crate::conntrack_gc::Timeouts;
 use crate::devices::{DevicePatterns, Patterns};
@@ -97,7 +100,9 @@ impl RunArgs {
             SourceArg::Kubernetes if !self.manifests.is_empty() => {
                 Some("--manifests goes with --source file only")
             }
-            SourceArg::File | SourceArg::Kubernetes => self.traffic.conflict(),
+            SourceArg::File | SourceArg::Kubernetes => {
+                self.traffic.conflict().or_else(|| self.sockets.conflict())
+            }
         }
     }
 }
@@ -206,6 +211,18 @@ struct SocketArgs {
         hide_possible_values = true
     )]
     localhost_nodeports: bool,
+    #[command(flatten)]
+    skip: SkipArgs,
+}
+
+impl SocketArgs {
+    /// Why these arguments do not belong together, if they do not.
+    fn conflict(&self) -> Option<&'static str> {
+        let serves_pods = self.socket_lb == SocketLb::All;
+        (self.skip.skip().is_some() && !serves_pods).then_some(
+            "--socket-lb-skip-namespaces and --socket-lb-skip-pods go with --socket-lb all only",
+        )
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
@@ -489,6 +506,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
             AttachArg::Clsact => Method::Clsact,
         }),
         socket_lb: args.sockets.socket_lb,
+        skip: args.sockets.skip.skip(),
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,

@@ -16,7 +16,7 @@ use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
 use crate::node::SocketLb;
 use crate::sockets::Counts;
-use crate::status::{self as file, SocketEdgeStatus, Status};
+use crate::status::{self as file, PodsStatus, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
 #[derive(Serialize, Debug)]
@@ -388,6 +388,9 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     if daemon.socket_edge.left != Counts::default() {
         rows.push(row("", left(&daemon.socket_edge.left)));
     }
+    if let Some(pods) = &daemon.socket_edge.pods {
+        rows.push(row("socket edge's pods", pods_text(pods)));
+    }
     let address = |accepts: bool| {
         let all = daemon.node_addresses.iter();
         let those = all.filter(|it| it.node_ports == accepts);
@@ -416,6 +419,15 @@ fn left(counts: &Counts) -> String {
         "left backends that were gone: {} TCP closed, {} UDP closed, {} UDP moved",
         counts.tcp_closed, counts.udp_closed, counts.udp_moved
     )
+}
+
+fn pods_text(pods: &PodsStatus) -> String {
+    let PodsStatus {
+        served,
+        left_out,
+        not_found,
+    } = pods;
+    format!("{served} served, {left_out} left out, {not_found} without a cgroup that was found")
 }
 
 /// Texts one after the other; a word if there are none.

@@ -56,7 +56,13 @@ impl World {
                 self.service_cidrs = ranges;
                 Affected::Nothing
             }
-            Event::Synced | Event::Problem(_) | Event::Solved(_) => Affected::Nothing,
+            // Pods decide about the socket edge only, not about Services.
+            Event::Pod(_)
+            | Event::PodGone(_)
+            | Event::PodsKnown
+            | Event::Synced
+            | Event::Problem(_)
+            | Event::Solved(_) => Affected::Nothing,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::edges::View;
+use super::known_pods::KnownPods;
 use super::origin::Source;
 use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
@@ -25,7 +26,7 @@ use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
 use crate::sockets::{Counts, KeeperHandle};
-use crate::status::{self, LastSync, SocketEdgeStatus, Status};
+use crate::status::{self, LastSync, PodsStatus, SocketEdgeStatus, Status};
 use crate::sync::{Report, Sync};
 
 /// Most events that are taken in before the maps follow.
@@ -69,6 +70,8 @@ pub(super) struct Control {
     retry: Option<(Instant, Duration)>,
     status: Status,
     written: Option<(Instant, Status)>,
+    /// The pods that the socket edge tells apart.
+    pods: Option<KnownPods>,
     /// Dropped, it ends the collector.
     collector: Option<mpsc::Sender<Inquiry>>,
     /// Looks after the sockets that are served, if any are.
@@ -136,6 +139,7 @@ impl Control {
             retry: None,
             status,
             written: None,
+            pods: None,
             collector: None,
             keeper: None,
             asked: None,
@@ -159,6 +163,7 @@ impl Control {
         self.vitals.problems.set("socket edge", socket_edge.problem);
         self.status.socket_edge = socket_edge.status;
         self.keeper = socket_edge.keeper;
+        self.pods = socket_edge.pods;
         self.view = view;
         self.collector = Some(inquiries);
         Ok(self)
@@ -184,6 +189,9 @@ impl Control {
                 taken = source.take(&mut batch, BATCH) => {
                     taken?;
                     self.take(std::mem::take(&mut batch));
+                }
+                changed = pods_changed(self.pods.as_mut()) => {
+                    changed.context("looking for pods' cgroups ended")?;
                 }
                 changed = self.view.changed() => {
                     changed.context("the monitor of devices ended")?;
@@ -237,6 +245,7 @@ impl Control {
     fn settle(&mut self) {
         self.inquire();
         self.follow_node();
+        self.follow_pods();
         let view = self.view.borrow().clone();
         let of_source = self.problems.iter().map(|(subject, message)| Problem {
             subject: subject.clone(),
@@ -279,11 +288,26 @@ impl Control {
             .set_addresses(self.surroundings.node_port_addresses(&self.world));
     }
 
+    /// Has the socket edge follow the pods that it tells apart.
+    fn follow_pods(&mut self) {
+        let Some(pods) = &mut self.pods else { return };
+        let (view, problem) = pods.follow();
+        self.vitals.problems.set("socket edge's pods", problem);
+        self.status.socket_edge.pods = Some(PodsStatus {
+            served: view.n_served,
+            left_out: view.n_left_out,
+            not_found: view.n_not_found,
+        });
+    }
+
     /// Takes events in, and has the maps follow.
     fn take(&mut self, batch: Vec<Event>) {
         for event in batch {
             let completes = matches!(event, Event::Synced);
             self.take_problem(&event);
+            if let Some(pods) = &self.pods {
+                pods.tell(&event);
+            }
             match self.world.apply(event) {
                 Affected::Nothing => {}
                 Affected::Services(names) => self.changed.names.extend(names),
@@ -475,6 +499,14 @@ impl Changed {
             names.extend(world.services().map(|(service, _)| service.name.clone()));
         }
         names.into_iter().collect()
+    }
+}
+
+/// Until something else has become of the pods; forever if none is told apart.
+async fn pods_changed(pods: Option<&mut KnownPods>) -> anyhow::Result<()> {
+    match pods {
+        Some(pods) => pods.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -46,14 +46,16 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Starts the source; returns early if it cannot work at all.
-    pub(super) async fn start(origin: &Origin, node: Arc<str>) -> anyhow::Result<Self> {
+    /// Starts the source, which tells of Pods too if `pods` says so; returns early if it cannot
+    /// work at all.
+    pub(super) async fn start(origin: &Origin, node: Arc<str>, pods: bool) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(CAPACITY);
         match origin {
             Origin::Files(paths) => {
                 let source = FileSource {
                     paths: paths.clone(),
                     node,
+                    pods,
                 };
                 let task = tokio::spawn(async { Ok(source.run(sender).await?) });
                 let mut source = Self {
@@ -67,7 +69,7 @@ impl Source {
             }
             Origin::Kubernetes(kubeconfig) => {
                 let client = kubernetes::client(kubeconfig.as_deref()).await?;
-                let source = KubernetesSource { client, node };
+                let source = KubernetesSource { client, node, pods };
                 let task = tokio::spawn(async {
                     source.run(sender).await;
                     Ok(())

@@ -10,6 +10,7 @@ use bytemuck::Pod;
 use proxy_common::abi::{DatagramKey, SocketRecord};
 
 use super::Options;
+use super::known_pods::KnownPods;
 use crate::loader::cgroup::{self, Cgroup, CgroupError};
 use crate::loader::pins::Pins;
 use crate::loader::socket_settings::SocketSettingsMap;
@@ -79,43 +80,45 @@ pub(super) struct SocketEdge {
     pub(super) problem: Option<String>,
     /// Looks after the sockets that are served.
     pub(super) keeper: Option<KeeperHandle>,
+    /// The pods that it tells apart, if there is reason to.
+    pub(super) pods: Option<KnownPods>,
 }
 
 impl SocketEdge {
     /// Attaches the programs; or, if nobody's sockets are to be served or something keeps them
     /// from it, takes those of a predecessor off.
-    ///
-    /// # Errors
-    /// If these stay: what they do would get out of date.
     pub(super) fn start(
         options: &Options,
         pins: &Pins,
         site: &Site,
         programs: Option<Result<SocketPrograms, LoadError>>,
-    ) -> anyhow::Result<Self> {
-        let served = match (site.cgroup(), programs) {
-            (Some(cgroup), Some(programs)) => {
-                serve(options, pins, cgroup, programs).map(|keeper| Some((cgroup, keeper)))
-            }
-            _ => Ok(None),
-        };
-        let (served, problem) = match served {
-            Ok(served) => (served, site.problem()),
-            Err(error) => (None, Some(format!("{error:#}"))),
-        };
-        let (cgroup, keeper) = served.unzip();
-        if cgroup.is_none() {
-            take_off(pins).context("taking the socket edge off")?;
+    ) -> Self {
+        let mut problems = Vec::new();
+        let served = site.cgroup().zip(programs).and_then(|(cgroup, programs)| {
+            let served = serve(options, pins, cgroup, programs);
+            served
+                .map_err(|error| problems.push(format!("{error:#}")))
+                .ok()
+        });
+        if served.is_none()
+            && let Err(error) = take_off(pins)
+        {
+            problems.push(format!("taking it off: {error:#}"));
         }
-        Ok(Self {
+        problems.extend(site.problem());
+        let cgroup = site.cgroup().filter(|_| served.is_some());
+        let (keeper, pods) = served.unzip();
+        Self {
             status: SocketEdgeStatus {
                 serves: options.socket_lb.name().to_owned(),
                 cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
                 left: Counts::default(),
+                pods: None,
             },
-            problem,
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
             keeper,
-        })
+            pods: pods.flatten(),
+        }
     }
 }
 
@@ -124,11 +127,14 @@ fn serve(
     pins: &Pins,
     cgroup: &Cgroup,
     programs: Result<SocketPrograms, LoadError>,
-) -> anyhow::Result<KeeperHandle> {
+) -> anyhow::Result<(KeeperHandle, Option<KnownPods>)> {
     let mut programs = programs?;
     let node_netns = node_netns().context("cannot tell the node's network namespace")?;
     let flags = socket_flags(options.socket_lb, &options.node);
-    SocketSettingsMap::open(pins)?.set_served(node_netns, flags)?;
+    let mut settings = SocketSettingsMap::open(pins)?;
+    settings.set_served(node_netns, flags)?;
+    // Before the programs are there: they must not serve a pod that is to be left out.
+    let pods = KnownPods::start(pins, &options.skip, cgroup.path(), settings)?;
     let changes = cgroup::attach(pins, cgroup, &mut programs)?;
     tracing::info!(
         "attached to cgroup {}: {} new, {} replaced, {} unchanged",
@@ -142,7 +148,7 @@ fn serve(
         timeouts: options.timeouts.clone(),
         proc: PathBuf::from("/proc"),
     };
-    Ok(Keeper::start(pins, config)?)
+    Ok((Keeper::start(pins, config)?, pods))
 }
 
 /// Detaches the programs and forgets what they knew of sockets.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use self::discover::{Files, Root};
+use self::manifest::Wanted;
 use self::merge::{Manifests, Update};
 use self::watch::{Look, Watch};
 use crate::model::Event;
@@ -27,8 +28,10 @@ pub struct FileSource {
     /// Folders and files to read. Of an object that several files define, the first in the order
     /// of their paths counts.
     pub paths: Vec<PathBuf>,
-    /// This node's name; the Nodes of others are passed over.
+    /// This node's name; Nodes and Pods of others are passed over.
     pub node: Arc<str>,
+    /// Whether to tell of this node's Pods.
+    pub pods: bool,
 }
 
 /// Why manifests can't be followed at all.
@@ -62,7 +65,13 @@ impl FileSource {
     pub async fn run(self, events: mpsc::Sender<Event>) -> Result<(), FileError> {
         let roots = Root::all(&self.paths)?;
         let mut watch = Watch::start(&roots);
-        let files = Files::new(roots, self.node);
+        let files = Files::new(
+            roots,
+            Wanted {
+                node: self.node,
+                pods: self.pods,
+            },
+        );
         let mut reader = Reader {
             files,
             manifests: Manifests::default(),
@@ -75,9 +84,10 @@ impl FileSource {
                 return Ok(());
             };
             reader = back;
+            let pods_known = (!synced && self.pods).then_some(Event::PodsKnown);
             let first = (!synced).then_some(Event::Synced);
             synced = true;
-            for event in news.into_iter().chain(first) {
+            for event in news.into_iter().chain(pods_known).chain(first) {
                 if events.send(event).await.is_err() {
                     return Ok(());
                 }

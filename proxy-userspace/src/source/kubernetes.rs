@@ -1,7 +1,7 @@
 //! Services from the Kubernetes API.
 //!
-//! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs) run side by side. Each lists in
-//! pages, then watches with bookmarks, and lists again when the API server has forgotten where it
+//! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs), and a fifth of this node's
+//! Pods if they are asked for, run side by side. Each lists in pages, then watches with bookmarks, and lists again when the API server has forgotten where it
 //! was (410 Gone). Of the objects only fingerprints and versions are kept. An API server that has
 //! no ServiceCIDRs is asked for them now and then.
 
@@ -20,6 +20,7 @@ use k8s_openapi::api::{
 };
 use kube::api::{Api, Resource};
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, DefaultBackoff, watcher};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
@@ -39,6 +40,8 @@ pub struct KubernetesSource {
     pub client: Client,
     /// This node's name.
     pub node: Arc<str>,
+    /// Whether to tell of this node's Pods.
+    pub pods: bool,
 }
 
 /// Why there is no connection to an API server.
@@ -117,7 +120,7 @@ impl KubernetesSource {
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", feed.node()));
         let cidrs = watcher::Config::default();
-        let watches = futures::future::join4(
+        let watches = futures::future::join5(
             follow(&feed, &self.client, Kind::Service, services, read_service),
             follow(&feed, &self.client, Kind::EndpointSlice, slices, read_slice),
             follow(&feed, &self.client, Kind::Node, node, read_node),
@@ -128,9 +131,10 @@ impl KubernetesSource {
                 cidrs,
                 read_service_cidr,
             ),
+            follow_pods(&feed, &self.client, self.pods),
         );
         tokio::select! {
-            (Closed, Closed, Closed, Closed) = watches => {}
+            (Closed, Closed, Closed, Closed, Closed) = watches => {}
             () = events.closed() => {}
         }
     }
@@ -161,6 +165,26 @@ fn read_service_cidr(
     object: &networking::ServiceCIDR,
 ) -> Parsed<Event> {
     parse::service_cidr(object).map(Event::ServiceCidrs)
+}
+
+/// All that matters of a Pod is in its metadata, and no more is asked for.
+type PodMetadata = PartialObjectMeta<core::Pod>;
+
+fn read_pod(strings: &mut Strings, name: ObjectName, object: &PodMetadata) -> Parsed<Event> {
+    parse::pod(strings, name, &object.metadata).map(Event::Pod)
+}
+
+/// Follows the Pods of this node that have not ended, if they are wanted.
+async fn follow_pods(feed: &Arc<Feed>, client: &Client, is_wanted: bool) -> Closed {
+    if !is_wanted {
+        return Closed;
+    }
+    let ours = format!(
+        "spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed",
+        feed.node()
+    );
+    let pods = watcher::Config::default().fields(&ours);
+    follow(feed, client, Kind::Pod, pods, read_pod).await
 }
 
 /// Follows the objects of one kind until nobody listens.
@@ -278,6 +302,7 @@ fn message(kind: Kind, error: &watcher::Error) -> String {
         Kind::EndpointSlice => "EndpointSlices",
         Kind::Node => "this Node",
         Kind::ServiceCidr => "ServiceCIDRs",
+        Kind::Pod => "Pods",
     };
     match error {
         watcher::Error::InitialListFailed(error) => format!("listing {things}: {}", reason(error)),

@@ -15,6 +15,7 @@ pub(super) enum Kind {
     EndpointSlice,
     Node,
     ServiceCidr,
+    Pod,
 }
 
 /// Which object.
@@ -31,6 +32,7 @@ impl fmt::Display for Key {
             Kind::EndpointSlice => write!(f, "EndpointSlice {}", self.name),
             Kind::Node => write!(f, "Node {}", self.name.name),
             Kind::ServiceCidr => write!(f, "ServiceCIDR {}", self.name.name),
+            Kind::Pod => write!(f, "Pod {}", self.name),
         }
     }
 }
@@ -106,6 +108,7 @@ impl Ledger {
         match key.kind {
             Kind::Service => out.push(Event::ServiceGone(key.name.clone())),
             Kind::EndpointSlice => out.push(Event::SliceGone(key.name.clone())),
+            Kind::Pod => out.push(Event::PodGone(key.name.clone())),
             // What a Node said outlives it (rules R46, R136).
             Kind::Node | Kind::ServiceCidr => {}
         }

@@ -5,6 +5,7 @@
 
 mod address;
 mod node;
+mod pod;
 mod service;
 mod service_cidr;
 mod slice;
@@ -19,6 +20,7 @@ use proxy_common::abi::Protocol;
 use crate::model::ObjectName;
 
 pub use node::node;
+pub use pod::pod;
 pub use service::service;
 pub use service_cidr::service_cidr;
 pub use slice::endpoint_slice;

@@ -27,6 +27,7 @@ mod shared_port;
 mod socket_departures;
 mod socket_edge;
 mod socket_option;
+mod socket_pods;
 mod spread;
 mod test_run;
 mod transfer;

@@ -1,6 +1,6 @@
 //! A Kubernetes API server for tests: real HTTP list and watch over objects in memory.
 //!
-//! It knows Services, EndpointSlices, Nodes, ServiceCIDRs and Events, with resource versions,
+//! It knows Services, EndpointSlices, Nodes, Pods, ServiceCIDRs and Events, with resource versions,
 //! pages, label and field selectors, bookmarks, and 410 Gone for versions that it has forgotten.
 //! Objects are changed through its methods or with POST, PUT and DELETE, and it misbehaves on
 //! demand. Objects are not validated: tests also want malformed ones.
@@ -29,10 +29,11 @@ use tokio::task::JoinHandle;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The kinds that are served: path segment, group and version, kind.
-const KINDS: [(&str, &str, &str); 5] = [
+const KINDS: [(&str, &str, &str); 6] = [
     ("services", "v1", "Service"),
     ("nodes", "v1", "Node"),
     ("events", "v1", "Event"),
+    ("pods", "v1", "Pod"),
     ("endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     ("servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
 ];
@@ -384,7 +385,8 @@ type Answer = Response<BoxBody<Bytes, Infallible>>;
 async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answer, io::Error> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let query = Query::of(request.uri().query().unwrap_or_default());
+    let mut query = Query::of(request.uri().query().unwrap_or_default());
+    query.note_form(&request);
     let body = request
         .into_body()
         .collect()
@@ -717,6 +719,17 @@ impl Query {
         )
     }
 
+    /// Notes in what form objects are asked for, such as `PartialObjectMetadata`. They are served
+    /// whole all the same: clients pass over what they do not know.
+    fn note_form(&mut self, request: &Request<Incoming>) {
+        let accept = request.headers().get("accept");
+        let accept = accept.and_then(|value| value.to_str().ok());
+        let mut parts = accept.unwrap_or_default().split(';');
+        if let Some(form) = parts.find_map(|part| part.strip_prefix("as=")) {
+            self.0.insert("as".to_owned(), form.to_owned());
+        }
+    }
+
     fn get(&self, key: &str) -> &str {
         self.0.get(key).map_or("", String::as_str)
     }
@@ -784,6 +797,8 @@ impl Filter {
             "metadata.namespace",
             "spec.clusterIP",
             "spec.type",
+            "spec.nodeName",
+            "status.phase",
         ];
         let unknown = |test: &&Test| !test.is_label && !known.contains(&test.key.as_str());
         match tests.iter().find(unknown) {

@@ -77,6 +77,15 @@ fn line(event: &Event) -> String {
             let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
             format!("ServiceCidrs {}", ranges.join(","))
         }
+        Event::Pod(pod) => {
+            let labels = pod.labels.iter();
+            let labels: Vec<_> = labels
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            format!("Pod {} {} {}", pod.name, pod.uid, labels.join(","))
+        }
+        Event::PodGone(name) => format!("PodGone {name}"),
+        Event::PodsKnown => "PodsKnown".into(),
         Event::Synced => "Synced".into(),
         Event::Problem(problem) => format!("Problem {}: {}", problem.subject, problem.message),
         Event::Solved(subject) => format!("Solved {subject}"),

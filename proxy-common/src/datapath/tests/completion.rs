@@ -1,6 +1,6 @@
 //! Packets whose checksum was left to the device, once it has done its work.
 
-use crate::abi::Verdict;
+use crate::abi::{Reply, Verdict};
 use crate::testing::{Step, completed, scenes, verify};
 
 #[test]
@@ -17,7 +17,12 @@ fn completed_packets_are_right() {
             } = step
                 && !matches!(verdict, Verdict::Drop(_))
             {
-                let frame = completed(packet, expected);
+                // Of these answers only those go out that no device completes.
+                let frame = if *verdict == Verdict::Reply(Reply::TooLong) {
+                    expected.clone()
+                } else {
+                    completed(packet, expected)
+                };
                 assert_eq!(verify(&frame), Ok(()), "{}", scene.name);
                 n_completed += 1;
             }

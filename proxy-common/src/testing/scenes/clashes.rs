@@ -5,6 +5,7 @@ use super::stage::{
     port_unreachable,
 };
 use crate::abi::{Drop, Port, Protocol};
+use crate::datapath::parse::TCP_RST;
 use crate::testing::{Frame, Icmp, Memory, Scene};
 
 pub(super) fn scenes() -> Vec<Scene> {
@@ -15,6 +16,7 @@ pub(super) fn scenes() -> Vec<Scene> {
                 kept_apart(stage, protocol),
                 exhausted(stage, protocol),
                 straight_to_the_backend(stage, protocol),
+                straight_after(stage, protocol),
                 error_about(stage, protocol),
             ]);
         }
@@ -113,6 +115,39 @@ fn straight_to_the_backend(stage: Stage, protocol: Protocol) -> Scene {
     )
     .passes(&opening, NO_SERVICE)
     .passes_to_client(&stage.answer(protocol), NO_SERVICE)
+}
+
+/// The client's port is used again, for the backend itself.
+fn straight_after(stage: Stage, protocol: Protocol) -> Scene {
+    let (one, more) = (stage.opening(protocol), stage.more(protocol));
+    let straight = one.between(stage.client, stage.backend);
+    let end = match protocol {
+        Protocol::Tcp => Frame {
+            flags: TCP_RST,
+            ..more.clone()
+        },
+        Protocol::Sctp => Frame::sctp(6, stage.client, stage.frontend),
+        Protocol::Udp => more,
+    };
+    let scene = Scene::new(
+        format!(
+            "{protocol} over {}: a flow to the backend itself after one through a Service",
+            stage.family
+        ),
+        stage.serving(protocol),
+    )
+    .from_client(&one, NEW_FLOW, &stage.forward(&one))
+    .passes(&straight, NO_SERVICE)
+    .check(|memory| assert_eq!(memory.flows.borrow().len(), 2))
+    .from_client(&end, FORWARD, &stage.forward(&end))
+    .passes(&straight, NO_SERVICE);
+    match protocol {
+        // Nothing tells when a flow of datagrams is over, but time.
+        Protocol::Udp => scene,
+        Protocol::Tcp | Protocol::Sctp => scene
+            .passes_to_client(&stage.answer(protocol), NO_SERVICE)
+            .check(|memory| assert!(memory.flows.borrow().is_empty())),
+    }
 }
 
 fn error_about(stage: Stage, protocol: Protocol) -> Scene {

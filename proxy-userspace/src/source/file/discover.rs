@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::manifest;
+use super::manifest::{self, Wanted};
 use super::merge::{Change, subject};
 use super::watch::Look;
 use super::{FileError, reason};
@@ -142,16 +142,16 @@ struct Seen {
 /// The files below all roots, as they were last seen.
 pub(super) struct Files {
     roots: Vec<Root>,
-    node: Arc<str>,
+    wanted: Wanted,
     strings: Strings,
     seen: BTreeMap<PathBuf, Seen>,
 }
 
 impl Files {
-    pub(super) fn new(roots: Vec<Root>, node: Arc<str>) -> Self {
+    pub(super) fn new(roots: Vec<Root>, wanted: Wanted) -> Self {
         Self {
             roots,
-            node,
+            wanted,
             strings: Strings::default(),
             seen: BTreeMap::new(),
         }
@@ -276,7 +276,7 @@ impl Files {
     }
 
     fn parse(&mut self, path: &Path, content: &[u8]) -> Change {
-        match manifest::read(path, content, &self.node, &mut self.strings) {
+        match manifest::read(path, content, &self.wanted, &mut self.strings) {
             Ok(definitions) => Change::Read(path.into(), definitions),
             Err(message) => Change::Trouble {
                 subject: subject(path),
@@ -314,7 +314,11 @@ mod tests {
     fn polling_passes_over_a_file_that_is_being_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.yaml");
-        let mut files = Files::new(Root::all(&[folder.path().into()]).unwrap(), "n1".into());
+        let wanted = Wanted {
+            node: "n1".into(),
+            pods: false,
+        };
+        let mut files = Files::new(Root::all(&[folder.path().into()]).unwrap(), wanted);
         let mut polled = || {
             let changes = files.look(&Look::Poll).map(|change| match change {
                 Change::Read(..) => "read",

@@ -3,10 +3,12 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -41,8 +43,16 @@ pub(super) fn yaml() -> serde_saphyr::Options {
     }
 }
 
-/// What the file at `path` with this content defines: the Services, the EndpointSlices, the
-/// ServiceCIDRs, and the Node of the name `node`.
+/// What of a file matters beside Services, EndpointSlices and ServiceCIDRs.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// The Node of this name, and none of other nodes' Pods.
+    pub(super) node: Arc<str>,
+    /// Pods.
+    pub(super) pods: bool,
+}
+
+/// What the file at `path` with this content defines, as far as it is `wanted`.
 ///
 /// # Errors
 ///
@@ -51,7 +61,7 @@ pub(super) fn yaml() -> serde_saphyr::Options {
 pub(super) fn read(
     path: &Path,
     content: &[u8],
-    node: &str,
+    wanted: &Wanted,
     strings: &mut Strings,
 ) -> Result<Definitions, String> {
     let text = std::str::from_utf8(content).map_err(|error| {
@@ -65,7 +75,7 @@ pub(super) fn read(
     let mut file = File {
         path,
         text,
-        node,
+        wanted,
         strings,
         definitions: Definitions::new(),
         places: OnceCell::new(),
@@ -84,7 +94,7 @@ pub(super) fn read(
 struct File<'a> {
     path: &'a Path,
     text: &'a str,
-    node: &'a str,
+    wanted: &'a Wanted,
     strings: &'a mut Strings,
     definitions: Definitions,
     /// Looked up once something is wrong.
@@ -139,7 +149,7 @@ impl File<'_> {
         let Ok(list) = serde_json::from_str::<List<'_>>(raw.get()) else {
             return self.document(document, value(raw));
         };
-        let Some(item_kind) = list_of(list.api_version, list.kind) else {
+        let Some(item_kind) = list_of(self.wanted, list.api_version, list.kind) else {
             return Ok(());
         };
         for (i, item) in list.items.into_iter().enumerate() {
@@ -179,12 +189,13 @@ impl File<'_> {
         };
         let (version, kind) =
             type_of(fields, item_kind).map_err(|error| self.field_error(position, &error))?;
-        if let Some(item_kind) = list_of(&version, &kind) {
+        if let Some(item_kind) = list_of(self.wanted, &version, &kind) {
             return self.list(position, item_kind, value);
         }
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.service(position, value),
             ("v1", "Node") => self.node(position, value),
+            ("v1", "Pod") if self.wanted.pods => self.pod(position, value),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.slice(position, value),
             (SERVICE_CIDR | SERVICE_CIDR_BETA, "ServiceCIDR") => self.service_cidr(position, value),
             (old, "EndpointSlice") if old.starts_with("discovery.k8s.io/") => {
@@ -250,9 +261,22 @@ impl File<'_> {
     fn node(&mut self, position: Position<'_>, value: Value) -> Result<(), String> {
         let object: core::Node = self.decode(position, value)?;
         let name = self.name(position, &object.metadata)?;
-        if *name.name == *self.node {
+        if name.name == self.wanted.node {
             let parsed = parse::node(self.strings, name.clone(), &object);
             self.define(position, Kind::Node, name, parsed.map(Event::Node));
+        }
+        Ok(())
+    }
+
+    /// A Pod that names no node is meant for this one, as the kubelet's own manifests are.
+    fn pod(&mut self, position: Position<'_>, value: Value) -> Result<(), String> {
+        let object: PodManifest = self.decode(position, value)?;
+        let name = self.name(position, &object.metadata)?;
+        let node = object.spec.and_then(|spec| spec.node_name);
+        let node = node.unwrap_or_default();
+        if node.is_empty() || *node == *self.wanted.node {
+            let parsed = parse::pod(self.strings, name.clone(), &object.metadata);
+            self.define(position, Kind::Pod, name, parsed.map(Event::Pod));
         }
         Ok(())
     }
@@ -281,7 +305,7 @@ impl File<'_> {
     fn name(
         &mut self,
         position: Position<'_>,
-        metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+        metadata: &ObjectMeta,
     ) -> Result<ObjectName, String> {
         parse::object_name(self.strings, metadata)
             .map_err(|error| self.field_error(position, &error))
@@ -351,6 +375,21 @@ impl File<'_> {
     }
 }
 
+/// What is read of a Pod; errors in what its containers are do not matter here.
+#[derive(serde::Deserialize)]
+struct PodManifest {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<PodSpec>,
+}
+
+/// The one field that matters.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+}
+
 /// The versions in which there are ServiceCIDRs.
 const SERVICE_CIDR: &str = "networking.k8s.io/v1";
 const SERVICE_CIDR_BETA: &str = "networking.k8s.io/v1beta1";
@@ -359,11 +398,12 @@ const SERVICE_CIDR_BETA: &str = "networking.k8s.io/v1beta1";
 type Type = (&'static str, &'static str);
 
 /// What a list of this type holds, if it is one to read: anything, or one type.
-fn list_of(version: &str, kind: &str) -> Option<Option<Type>> {
+fn list_of(wanted: &Wanted, version: &str, kind: &str) -> Option<Option<Type>> {
     match (version, kind) {
         ("v1", "List") => Some(None),
         ("v1", "ServiceList") => Some(Some(("v1", "Service"))),
         ("v1", "NodeList") => Some(Some(("v1", "Node"))),
+        ("v1", "PodList") if wanted.pods => Some(Some(("v1", "Pod"))),
         ("discovery.k8s.io/v1", "EndpointSliceList") => {
             Some(Some(("discovery.k8s.io/v1", "EndpointSlice")))
         }

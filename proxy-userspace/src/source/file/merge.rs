@@ -205,7 +205,10 @@ mod tests {
         let definitions = manifest::read(
             Path::new(name),
             text.as_bytes(),
-            "n",
+            &manifest::Wanted {
+                node: "n".into(),
+                pods: false,
+            },
             &mut Strings::default(),
         );
         Change::Read(path(name), definitions.unwrap())
@@ -221,6 +224,9 @@ mod tests {
             | Event::SliceGone(_)
             | Event::Node(_)
             | Event::ServiceCidrs(_)
+            | Event::Pod(_)
+            | Event::PodGone(_)
+            | Event::PodsKnown
             | Event::Synced) => {
                 format!("{other:?}")
             }

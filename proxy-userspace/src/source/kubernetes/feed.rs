@@ -111,6 +111,7 @@ struct State {
     slices: Watched,
     node: Watched,
     service_cidrs: Watched,
+    pods: Watched,
     trouble: BTreeMap<Kind, String>,
     synced: bool,
 }
@@ -122,6 +123,7 @@ impl State {
             Kind::EndpointSlice => &mut self.slices,
             Kind::Node => &mut self.node,
             Kind::ServiceCidr => &mut self.service_cidrs,
+            Kind::Pod => &mut self.pods,
         }
     }
 
@@ -184,10 +186,14 @@ impl State {
     }
 
     fn finish_list(&mut self, kind: Kind, news: &mut Vec<Event>) {
+        let is_first = !self.watch(kind).is_listed;
         for name in self.watch(kind).finish_list() {
             self.ledger.remove(&Key { kind, name }, news);
         }
         self.fine(kind, news);
+        if is_first && kind == Kind::Pod {
+            news.push(Event::PodsKnown);
+        }
         if !self.synced && self.services.is_listed && self.slices.is_listed {
             self.synced = true;
             news.push(Event::Synced);

@@ -63,6 +63,10 @@ impl<K: Resource> Resource for Raw<K> {
     type DynamicType = K::DynamicType;
     type Scope = K::Scope;
 
+    fn metadata_api() -> bool {
+        K::metadata_api()
+    }
+
     fn kind(dynamic: &Self::DynamicType) -> Cow<'_, str> {
         K::kind(dynamic)
     }

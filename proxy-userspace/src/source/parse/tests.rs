@@ -553,3 +553,45 @@ fn a_nameless_object_is_refused() {
     let error = object_name(&mut Strings::default(), &ObjectMeta::default()).unwrap_err();
     assert_eq!(error.to_string(), "metadata.name: missing");
 }
+
+#[test]
+fn pods() {
+    check(
+        &[
+            ("metadata: {name: a, namespace: s, uid: u-1}", "s/a u-1"),
+            (
+                "metadata: {name: a, uid: u-1, labels: {app: x, b/c: ''}}",
+                "default/a u-1 app=x,b/c=",
+            ),
+            // A static Pod: its cgroup carries the uid that the kubelet gave it.
+            (
+                "metadata: {name: a, uid: u-1, annotations: {kubernetes.io/config.mirror: h, \
+                 kubernetes.io/config.hash: h}}",
+                "default/a h",
+            ),
+            (
+                "metadata: {name: a, uid: u-1, annotations: {kubernetes.io/config.hash: h}}",
+                "default/a u-1",
+            ),
+            (
+                "metadata: {name: a, uid: u-1, annotations: {kubernetes.io/config.mirror: h}}",
+                "none ! metadata.annotations.kubernetes.io/config.hash: missing",
+            ),
+            (
+                "metadata: {name: a, uid: ''}",
+                "none ! metadata.uid: missing",
+            ),
+        ],
+        |strings, name, object: &core::Pod| pod(strings, name, &object.metadata),
+        |object| &object.metadata,
+        |pod| {
+            let labels = pod
+                .labels
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"));
+            format!("{} {} {}", pod.name, pod.uid, list(labels))
+                .trim_end()
+                .to_owned()
+        },
+    );
+}

@@ -1,6 +1,6 @@
 //! What a process of this node is told.
 
-use super::{Leaves, NO_ROUTE, process, title};
+use super::{Leaves, NO_ROUTE, Process, process, title};
 use crate::abi::{Protocol, Reply, Verdict};
 use crate::datapath::Hook;
 use crate::testing::scenes::site::{HOST, Kind, LOOPBACK, MTU, UPLINK, entering, mac, site};
@@ -10,6 +10,8 @@ use crate::testing::scenes::stage::{
     unreachable,
 };
 use crate::testing::{Frame, Icmp, Scene, Sent};
+
+const TOO_LONG: Verdict = Verdict::Reply(Reply::TooLong);
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
@@ -22,6 +24,10 @@ pub(super) fn scenes() -> Vec<Scene> {
                 too_long(stage, protocol),
             ]);
         }
+        scenes.extend([
+            too_long_partial(stage, Protocol::Tcp),
+            too_long_partial(stage, Protocol::Udp),
+        ]);
         scenes.extend([gone(stage, Protocol::Tcp), gone(stage, Protocol::Sctp)]);
     }
     scenes
@@ -150,24 +156,39 @@ fn errors_within_the_node(stage: Stage, protocol: Protocol) -> Scene {
 /// `lo` takes longer packets than the uplink does.
 fn too_long(stage: Stage, protocol: Protocol) -> Scene {
     let flow = process(stage, protocol, Kind::NodePort);
-    let more = flow.more();
-    let first = more.payload.first().copied().unwrap_or_default();
-    let long = more.with_payload([vec![first], vec![0; 2_000]].concat());
-    let kind = if stage.family == "IPv4" {
-        [3, 4]
-    } else {
-        [2, 0]
-    };
-    let error = Icmp {
-        kind,
+    let long = flow.long();
+    flow.opened("a packet for lo is too long for the uplink")
+        .seen(Hook::NodeEgress, &long, TOO_LONG, &too_big(&long))
+        .by(LOOPBACK)
+        .sent(Sent::In(LOOPBACK))
+}
+
+/// No device completes an answer to the node itself: the length stays where a checksum would go.
+fn too_long_partial(stage: Stage, protocol: Protocol) -> Scene {
+    let flow = process(stage, protocol, Kind::NodePort);
+    let long = flow.long().partial();
+    flow.opened("too long, and its checksum is left to the device")
+        .partial(Hook::NodeEgress, &long, TOO_LONG, &too_big(&long))
+        .by(LOOPBACK)
+        .sent(Sent::In(LOOPBACK))
+}
+
+/// The error that `frame` is answered with by `lo`.
+fn too_big(frame: &Frame) -> Icmp {
+    Icmp {
+        kind: if frame.src.is_ipv4() { [3, 4] } else { [2, 0] },
         parameter: MTU,
         from_mac: mac(LOOPBACK),
         to_mac: mac(LOOPBACK),
-        ..unreachable(&long, 72)
-    };
-    let what = Verdict::Reply(Reply::TooLong);
-    flow.opened("a packet for lo is too long for the uplink")
-        .seen(Hook::NodeEgress, &long, what, &error)
-        .by(LOOPBACK)
-        .sent(Sent::In(LOOPBACK))
+        ..unreachable(frame, 72)
+    }
+}
+
+impl Process {
+    /// A later packet, longer than the uplink takes.
+    fn long(&self) -> Frame {
+        let more = self.more();
+        let first = more.payload.first().copied().unwrap_or_default();
+        more.with_payload([vec![first], vec![0; 2_000]].concat())
+    }
 }

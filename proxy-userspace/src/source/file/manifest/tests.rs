@@ -1,11 +1,22 @@
 use super::*;
 
+fn wanted(pods: bool) -> Wanted {
+    Wanted {
+        node: "n1".into(),
+        pods,
+    }
+}
+
 /// What a file defines, a line an object, or why it is refused.
 fn outcome(name: &str, text: &str) -> Vec<String> {
+    outcome_with(name, text, false)
+}
+
+fn outcome_with(name: &str, text: &str, pods: bool) -> Vec<String> {
     let definitions = match read(
         Path::new(name),
         text.as_bytes(),
-        "n1",
+        &wanted(pods),
         &mut Strings::default(),
     ) {
         Ok(definitions) => definitions,
@@ -35,6 +46,7 @@ fn about(event: Option<&Event>) -> String {
         }
         Some(Event::Node(node)) => format!("{:?}", node.zone),
         Some(Event::ServiceCidrs(ranges)) => format!("{ranges:?}"),
+        Some(Event::Pod(pod)) => format!("{} {:?}", pod.uid, pod.labels),
         Some(other) => panic!("a file can't say {other:?}"),
     }
 }
@@ -223,7 +235,13 @@ fn errors_of_syntax_refuse_the_file() {
         &["refused: d/web.yaml:2:4: mapping values are not allowed in this context"],
     );
     let text = b"a: 1\n\xff".as_slice();
-    let refused = read(Path::new("a.yaml"), text, "n1", &mut Strings::default()).unwrap_err();
+    let refused = read(
+        Path::new("a.yaml"),
+        text,
+        &wanted(false),
+        &mut Strings::default(),
+    )
+    .unwrap_err();
     assert_eq!(refused, "a.yaml:2: not UTF-8 text");
 }
 
@@ -288,5 +306,33 @@ fn json() {
     assert_eq!(
         outcome("a.json", &list.replace("ServiceList", "PodList")),
         [""; 0]
+    );
+}
+
+/// Pods are read only if they are wanted, and of them only what matters.
+#[test]
+fn pods() {
+    let text = "{apiVersion: v1, kind: Pod, metadata: {name: a, uid: u-1, labels: {app: x}}, \
+                spec: {nodeName: n1, containers: 7}}\n---\n\
+                {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: s, uid: u-2}}\n---\n\
+                {apiVersion: v1, kind: Pod, metadata: {name: c, uid: u-3}, spec: {nodeName: n2}}\n\
+                ---\n{apiVersion: v1, kind: PodList, items: [{metadata: {name: d}}]}\n";
+    assert_eq!(
+        outcome_with("a.yaml", text, true),
+        [
+            "Pod default/a: u-1 {\"app\": \"x\"}",
+            "Pod default/d: none ! a.yaml:7:52: items[0].metadata.uid: missing",
+            "Pod s/b: u-2 {}",
+        ]
+    );
+    yaml_says(text, &[]);
+    yaml_says("{apiVersion: v1, kind: PodList, items: 7}", &[]);
+    assert_eq!(
+        outcome_with(
+            "a.yaml",
+            "{apiVersion: v1, kind: Pod, metadata: {name: [a]}}",
+            true
+        ),
+        ["refused: a.yaml:1:46: metadata.name: invalid type: sequence, expected a string"]
     );
 }
