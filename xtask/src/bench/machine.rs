@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 /// A machine, without its name.
 pub(super) struct Machine {
-    /// Release of the kernel.
+    /// Release of the kernel, without whose build it is.
     pub(super) kernel: String,
     /// What the processor calls itself.
     pub(super) processor: String,
@@ -24,13 +24,19 @@ impl Machine {
         let cpuinfo = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
         let uname = nix::sys::utsname::uname().context("ask for the kernel's release")?;
         Ok(Self {
-            kernel: uname.release().to_string_lossy().into_owned(),
+            kernel: version(&uname.release().to_string_lossy()).to_owned(),
             processor: model(&cpuinfo).unwrap_or("unknown").to_owned(),
             processors: std::thread::available_parallelism()
                 .context("count processors")?
                 .get(),
         })
     }
+}
+
+fn version(release: &str) -> &str {
+    release
+        .split_once('-')
+        .map_or(release, |(version, _)| version)
 }
 
 fn model(cpuinfo: &str) -> Option<&str> {
@@ -52,6 +58,12 @@ pub(super) fn load() -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_named_by_its_version() {
+        assert_eq!(version("6.1.0-18-cloud-amd64"), "6.1.0");
+        assert_eq!(version("6.18.44"), "6.18.44");
+    }
 
     #[test]
     fn the_processor_is_named() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use comfy_table::{CellAlignment, LineStyle, TableStyle};
+use proxy_common::abi::Family;
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -87,9 +88,12 @@ impl Report<'_> {
             .map(|(services, seconds)| format!(" {services} Services ready after {seconds:.1} s."))
             .collect();
         format!(
-            "Linux {kernel}, {processor}, {processors} CPUs; load {before:.2} before, {after:.2} \
-             after. {:?}, {} rounds, {} ms for each turn.{ready}",
-            self.settings.family,
+            "Linux {kernel}, {processor}, {processors} CPUs; load {before:.2} before, \
+             {after:.2} after. {}, {} rounds, {} ms for each turn.{ready}",
+            match self.settings.family {
+                Family::Ipv4 => "IPv4",
+                Family::Ipv6 => "IPv6",
+            },
             self.settings.rounds,
             self.settings.turn.as_millis(),
         )
@@ -376,8 +380,6 @@ fn rounded(number: f64) -> f64 {
 mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
-
-    use proxy_common::abi::Family;
 
     use super::super::measure::Sample;
     use super::super::programs::Calls;
