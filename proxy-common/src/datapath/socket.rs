@@ -112,14 +112,13 @@ pub fn receive<S: Sockets>(
     if is_connected && let Some(frontend) = peer(sockets, cookie, from) {
         return Some(frontend);
     }
-    let now = sockets.now();
     let key = DatagramKey {
         cookie,
         peer: from,
         side: DatagramSide::Answers as u32,
     };
     sockets.with_datagrams(&key, |record| {
-        refresh(record, now);
+        refresh(record, sockets.now());
         record.frontend
     })
 }
@@ -199,10 +198,9 @@ fn connected_to<S: Sockets>(sockets: &S, dial: &Dial) -> Option<Peer> {
 /// The backend of a correspondence that goes on.
 #[inline(always)]
 fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<Peer> {
-    let now = sockets.now();
     let record = sockets.with_datagrams(dialled, |record| {
         black_box(lives(sockets, dial, record)).then(|| {
-            refresh(record, now);
+            refresh(record, sockets.now());
             *record
         })
     })??;
@@ -211,7 +209,7 @@ fn go_on<S: Sockets>(sockets: &S, dial: &Dial, dialled: &DatagramKey) -> Option<
     let is_ours = sockets.with_datagrams(&answers, |other| {
         let is_ours = other.frontend == record.frontend;
         if is_ours {
-            refresh(other, now);
+            refresh(other, sockets.now());
         }
         is_ours
     });
