@@ -1,5 +1,6 @@
 //! Beeline's automation: `cargo xtask --help`.
 
+mod bench;
 mod bpf_linker;
 mod bpf_object;
 mod build;
@@ -26,6 +27,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Bench(bench::Args),
     Lint(lint::Args),
     Test(test::Args),
     Semantics(semantics::Args),
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Semantics(args) => semantics::run(&args),

@@ -33,7 +33,7 @@ use nix::mount::{MsFlags, mount};
 use self::cgroup::Cgroup;
 pub use daemon::{Beeline, Daemon};
 pub use device::{Offload, set_offload};
-pub use namespace::{Namespace, in_namespace, ip};
+pub use namespace::{Namespace, in_namespace, ip, on_network};
 pub use node::{Layout, Node, Pod, PodOptions};
 pub use program::{Ended, Program};
 pub use server::{Serve, Server};

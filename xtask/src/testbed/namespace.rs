@@ -137,9 +137,12 @@ pub fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + S
     on_a_thread(|| enter(namespace), work)
 }
 
-/// The same for what makes no socket: the control group, which takes a while to enter, is left
-/// out.
-fn on_network<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+/// The same, but in the control group of the calling thread: for what makes no socket, since a
+/// group takes a while to enter, or one that programs for the node's sockets are not to see.
+///
+/// # Panics
+/// As [`in_namespace`].
+pub fn on_network<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     on_a_thread(|| enter_network(namespace), work)
 }
 
