@@ -21,7 +21,7 @@ const INIT: &str = include_str!("init.sh");
 
 /// Tools that busybox has too, but not well enough, and those of
 /// [`TEST_PACKAGES`](crate::setup::TEST_PACKAGES).
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 10] = [
     "ip",
     "tc",
     "ethtool",
@@ -30,7 +30,6 @@ const TOOLS: [&str; 11] = [
     "dnsmasq",
     "iperf3",
     "nc.openbsd",
-    "redis-benchmark",
     "redis-check-rdb",
     "redis-cli",
 ];
