@@ -1,11 +1,12 @@
 //! Clients that are sockets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::poll::PollFlags;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{SockaddrStorage, recvfrom, setsockopt, sockopt};
 use proxy_common::testing::Frame;
 use socket2::{Domain, Socket, Type};
 
@@ -186,25 +187,25 @@ impl Process {
     }
 
     fn hears_more(&self) -> io::Result<Heard> {
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 2048];
-        let (len, sender) = match self.socket.recv_from(&mut buffer) {
+        let mut buffer = [0; 2048];
+        let received = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut buffer);
+        let (len, sender) = match received {
             Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
+            Err(Errno::EAGAIN) => return Ok(Heard::Nothing),
             Err(error) => {
                 self.forget_errors();
-                return refused(error);
+                return refused(error.into());
             }
         };
-        // SAFETY: `recv_from` has written the first `len` bytes.
-        let bytes = buffer[..len]
-            .iter()
-            .map(|byte| unsafe { byte.assume_init() });
-        let bytes: Vec<u8> = bytes.collect();
+        let bytes = buffer[..len].to_vec();
         match self.protocol {
             // The sender of a stream is its peer.
             Protocol::Tcp => self.check_peer()?,
             Protocol::Udp => {
-                self.check("the sender of the answer", sender.as_socket())?;
+                self.check(
+                    "the sender of the answer",
+                    sender.as_ref().and_then(address),
+                )?;
                 if self.is_connected_udp() {
                     self.check_peer()?;
                 }
@@ -285,4 +286,15 @@ fn refused(error: io::Error) -> io::Result<Heard> {
         Some(libc::ECONNABORTED) => Ok(Heard::Closed),
         _ => Err(error),
     }
+}
+
+fn address(sender: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = sender
+        .as_sockaddr_in()
+        .map(|it| SocketAddrV4::from(*it).into());
+    v4.or_else(|| {
+        sender
+            .as_sockaddr_in6()
+            .map(|it| SocketAddrV6::from(*it).into())
+    })
 }
