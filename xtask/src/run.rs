@@ -187,8 +187,9 @@ fn print_introduction() {
 Pods come and go, so clients dial the stable address of a Service, and something on every node
 has to pick one of its pods, a backend, for each new connection. That is Beeline. Here, one node
 is made out of network namespaces: each pod is a namespace with a cable to the node. Beeline
-reads Services and EndpointSlices from {MANIFESTS}/ and puts programs at the
-node's ends of the cables. They send every packet straight to its backend.
+reads Services and EndpointSlices from {MANIFESTS}/ and puts programs where
+processes dial, which point their sockets at a backend once, and at the node's ends of the cables,
+which do the same for packets of SCTP and of other machines.
 "
     );
 }

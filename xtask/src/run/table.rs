@@ -39,7 +39,8 @@ pub(super) fn render(outcomes: &[Outcome], services: &Value) -> String {
         }
     }
     format!(
-        "{}\n* of the Service port in this family, as counted by the programs in the kernel",
+        "{}\n* of the Service port in this family, as counted by the programs in the kernel: sockets that are \
+         pointed at a backend have no packets to translate",
         table.trim_fmt()
     )
 }
