@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Result, ensure};
+use beeline::node::SocketLb;
 use clap::{Parser, ValueEnum};
 use xtask::tally::Tally;
 
 use crate::case::{self, Case, Read};
-use crate::kernel::SocketLb;
 use crate::outcome::Outcome;
 use crate::{kernel, pure};
 

@@ -26,6 +26,7 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
+use beeline::node::SocketLb;
 
 use self::edge::EDGE;
 use self::flows::Flows;
@@ -37,8 +38,6 @@ use self::world::World;
 use crate::case::{Case, Check, Flow, Step};
 use crate::outcome::{Failure, Item, Outcome, Place};
 use crate::pure::left_out;
-
-pub use self::way::SocketLb;
 
 /// How this level has time pass.
 pub const NOTE: &str = "time passes by making the records of affinity and of flows in the \

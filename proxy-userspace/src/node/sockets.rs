@@ -18,6 +18,11 @@ pub enum SocketLb {
 }
 
 impl SocketLb {
+    /// Whether anybody's are.
+    pub const fn is_on(self) -> bool {
+        matches!(self, Self::All | Self::Host)
+    }
+
     /// Its value on the command line.
     pub const fn name(self) -> &'static str {
         match self {

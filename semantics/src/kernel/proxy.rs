@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use beeline::loader::pins::Pins;
 use beeline::maps::Table;
+use beeline::node::SocketLb;
 use ipnet::IpNet;
 use proxy_common::abi::{Addr, Frontend, FrontendKey, Port, Protocol};
 use serde_json::{Value, json};
 use xtask::testbed::{Beeline, Daemon, Testbed};
 
 use super::plan::Plan;
-use super::way::{SocketLb, Way};
+use super::way::Way;
 use crate::case::{Case, Config, DetectLocal, Manifest, NodePortAddresses, ObjectKind, Reference};
 
 /// Kind, namespace and name.
@@ -60,7 +61,7 @@ impl Proxy {
         self.write(testbed)?;
         let beeline = Beeline::new(testbed, binary()?)
             .with_node_name(&self.node_name)
-            .socket_lb(self.socket_lb.word());
+            .socket_lb(self.socket_lb.name());
         self.daemon = Some(beeline.run(&self.args)?);
         self.settle(testbed)
     }

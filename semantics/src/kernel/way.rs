@@ -2,38 +2,10 @@
 
 use std::fmt;
 
-use clap::ValueEnum;
+use beeline::node::SocketLb;
 
 use super::plan;
 use crate::case::{Case, Expect, Flow, Kind, Protocol};
-
-/// Whose sockets the socket edge serves. Clients on pods are real sockets then, also if it serves
-/// nobody's.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
-pub enum SocketLb {
-    /// The node's and its pods'
-    All,
-    /// The node's
-    Host,
-    /// Nobody's
-    Off,
-}
-
-impl SocketLb {
-    /// Whether it serves anybody.
-    pub const fn is_on(self) -> bool {
-        matches!(self, Self::All | Self::Host)
-    }
-
-    /// The daemon's word for it.
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::Host => "host",
-            Self::Off => "off",
-        }
-    }
-}
 
 /// How a case is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
