@@ -56,15 +56,17 @@ const REFRESH: u64 = 1_000_000_000;
 #[inline(always)]
 pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
     let dial = &dial.where_it_leads();
-    let answer = match point(sockets, dial) {
+    let answer = match point(sockets, dial, Rewrite::Connect) {
         Ok(record) if sockets.put_connected(dial.cookie, &record) => {
             return Answer::Point(Rewrite::Connect, record.backend);
         }
         Ok(_) => Answer::Leave(Pass::ByPacket),
         Err(answer) => answer,
     };
-    // It may have been connected before.
-    close(sockets, dial.cookie);
+    // It may have been connected before. Mostly it was not, and a look is cheaper than a removal.
+    if sockets.with_connected(dial.cookie, |_| ()).is_some() {
+        sockets.remove_connected(dial.cookie);
+    }
     if dial.protocol == Protocol::Udp {
         forget_answers(sockets, dial);
     }
@@ -84,7 +86,7 @@ pub fn send<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
     if let Some(backend) = go_on(sockets, dial, &dialled) {
         return Answer::Point(Rewrite::Datagram, backend);
     }
-    match point(sockets, dial) {
+    match point(sockets, dial, Rewrite::Datagram) {
         Ok(record) => {
             let answers = dial.key(record.backend, DatagramSide::Answers);
             if sockets.put_datagrams(&answers, &record) && sockets.put_datagrams(&dialled, &record)
@@ -134,9 +136,7 @@ pub fn peer<S: Sockets>(sockets: &S, cookie: u64, to: Peer) -> Option<Peer> {
 /// A socket that is closed.
 #[inline(always)]
 pub fn close<S: Sockets>(sockets: &S, cookie: u64) {
-    if sockets.with_connected(cookie, |_| ()).is_some() {
-        sockets.remove_connected(cookie);
-    }
+    sockets.remove_connected(cookie);
 }
 
 impl Dial {
@@ -254,15 +254,20 @@ fn find_for<'a, S: Sockets>(sockets: &'a S, dial: &Dial) -> Found<'a> {
     }
 }
 
-/// Chooses a backend; or else what becomes of the dial.
+/// Chooses a backend; or else what becomes of the dial. `how` it would be pointed tells what it does.
 #[inline(always)]
-fn point<S: Sockets>(sockets: &S, dial: &Dial) -> Result<SocketRecord, Answer> {
+fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRecord, Answer> {
     let found = find_for(sockets, dial);
     if found == Found::Nothing || !is_served(sockets, dial) {
         return Err(Answer::Leave(Pass::NoService));
     }
     let frontend = match found {
         Found::Frontend(frontend) => frontend,
+        // Resolvers connect to port 0 to find out which address they have themselves. Datagrams
+        // that do follow are refused.
+        Found::UnusedPort if how == Rewrite::Connect && dial.protocol == Protocol::Udp => {
+            return Err(Answer::Leave(Pass::ByPacket));
+        }
         Found::UnusedPort => return Err(Answer::Refuse),
         Found::Unallocated | Found::Nothing => return Err(Answer::Leave(Pass::ByPacket)),
     };

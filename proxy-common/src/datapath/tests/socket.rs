@@ -181,6 +181,9 @@ fn without_endpoints_a_socket_is_told_at_once() {
     assert_eq!(refused, 3);
     // Rule R15.
     assert_eq!(connect(&memory, &tcp("10.96.0.1:81")), Answer::Refuse);
+    assert_eq!(send(&memory, &udp("10.96.0.1:81")), Answer::Refuse);
+    // As getaddrinfo() does to sort what it has found (RFC 6724).
+    assert_eq!(connect(&memory, &udp("10.96.0.1:0")), BY_PACKET);
 }
 
 #[test]
