@@ -281,14 +281,17 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
 }
 
 /// Whether the socket is one of those that this edge is for.
+///
+/// One that is bound to a device could not reach a backend behind another one. A pod has only one;
+/// but who is not known to be a pod might be the node, where the kernel does not tell.
 #[inline(always)]
 fn is_served<S: Sockets>(sockets: &S, dial: &Dial) -> bool {
     let flags = sockets.socket_settings().flags;
     if dial.is_node {
-        // One that is bound to a device could not reach a backend behind another one.
         return flags.contains(SocketFlags::NODE) && dial.device == 0;
     }
     flags.contains(SocketFlags::PODS)
+        && (dial.device == 0 || sockets.client(dial.netns).is_some())
         && (!flags.contains(SocketFlags::KNOWN_PODS)
             || sockets
                 .pod()

@@ -267,23 +267,20 @@ fn node_ports_are_found_at_the_nodes_addresses_and_at_its_loopback() {
 
 #[test]
 fn a_socket_of_the_node_that_cannot_reach_a_pod_is_left_to_packets() {
-    let memory = node(&[ONE]);
+    let mut memory = node(&[ONE]);
     let bound = Dial {
         device: 2,
         ..by_node(tcp(SERVICE))
     };
     assert_eq!(connect(&memory, &bound), NO_SERVICE);
+    let by_pod = Dial {
+        is_node: false,
+        ..bound
+    };
+    assert_eq!(connect(&memory, &by_pod), NO_SERVICE);
     // A pod has one device, and everything leaves by it.
-    assert_eq!(
-        connect(
-            &memory,
-            &Dial {
-                is_node: false,
-                ..bound
-            }
-        ),
-        connected(ONE)
-    );
+    know_the_pod(&mut memory);
+    assert_eq!(connect(&memory, &by_pod), connected(ONE));
     let from_loopback = Dial {
         from: ip("127.0.0.1"),
         ..by_node(tcp(SERVICE))
