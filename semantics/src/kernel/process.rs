@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -13,6 +14,9 @@ use socket2::{Domain, Socket, Type};
 use super::host::{number, raw, transport};
 use super::packet::Seen;
 use crate::case::Protocol;
+
+/// How long it may take another thread to start a process.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// A client that is a socket, of the node's processes or of a pod's.
 #[derive(Debug)]
@@ -86,9 +90,9 @@ impl Process {
             (true, SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let address = SocketAddr::new(address, self.from.port());
-        self.socket.bind(&self.as_dialled(address).into())?;
+        self.take(self.as_dialled(address))?;
         match self.protocol {
-            Protocol::Tcp => self.socket.set_linger(Some(std::time::Duration::ZERO))?,
+            Protocol::Tcp => self.socket.set_linger(Some(Duration::ZERO))?,
             Protocol::Udp if self.manner.is_unconnected => self.ask_for_errors()?,
             Protocol::Udp => {}
             Protocol::Sctp => {
@@ -100,6 +104,22 @@ impl Process {
         let bound = bound.ok_or_else(|| io::Error::other("no address"))?;
         self.from.set_port(bound.port());
         Ok(())
+    }
+
+    /// Binds to an address. Of a socket that was closed a moment ago there may still be a copy: all
+    /// of this process's are in a child that another thread starts, until it executes its program.
+    fn take(&self, address: SocketAddr) -> io::Result<()> {
+        let deadline = Instant::now() + STARTING;
+        loop {
+            match self.socket.bind(&address.into()) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                bound => return bound,
+            }
+        }
     }
 
     /// Sockets that are not connected hear of errors only if they want to.
