@@ -445,12 +445,9 @@ fn warn_if_failed(result: Result<(), LoadError>) {
 
 /// Removes `path`; nothing to do if it is not there.
 fn remove_file(path: &Path) -> Result<(), LoadError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+    pins::remove(path)
+        .map(drop)
+        .map_err(io_error("remove", path))
 }
 
 /// Removes `path` and what is in it; nothing to do if it is not there.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::Features;
 use super::clsact::{self, FilterError};
-use super::pins::Pins;
+use super::pins::{self, Pins};
 use super::programs::{self, Kind, Program, Programs};
 
 /// A network device.
@@ -409,9 +409,5 @@ const fn attach_type(side: Side) -> TcAttachType {
 }
 
 fn unpin(path: PathBuf) -> Result<bool, AttachError> {
-    match std::fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(AttachError::Unpin { path, source }),
-    }
+    pins::remove(&path).map_err(|source| AttachError::Unpin { path, source })
 }

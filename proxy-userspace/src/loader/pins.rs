@@ -107,6 +107,18 @@ impl Pins {
     }
 }
 
+/// Removes a file; says whether it was there.
+///
+/// # Errors
+/// If it is there and stays.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Names of the files and folders in `folder`, sorted; none if it does not exist.
 ///
 /// # Errors

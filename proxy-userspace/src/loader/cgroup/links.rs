@@ -11,7 +11,7 @@ use aya::programs::ProgramError;
 use aya::sys::SyscallError;
 
 use super::{Cgroup, syscall};
-use crate::loader::pins::Pins;
+use crate::loader::pins::{self, Pins};
 use crate::loader::socket_programs::AttachFailure;
 use crate::loader::{SocketHook, SocketProgram, SocketPrograms};
 
@@ -225,11 +225,7 @@ fn open(path: &Path) -> Result<Option<OwnedFd>, LinkError> {
 }
 
 fn unpin(path: &Path) -> Result<bool, LinkError> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(failed("remove", path)(source)),
-    }
+    pins::remove(path).map_err(failed("remove", path))
 }
 
 fn refused(hook: SocketHook, cgroup: &Path, failure: AttachFailure) -> LinkError {
