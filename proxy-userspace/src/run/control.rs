@@ -277,6 +277,7 @@ impl Control {
             view: &view,
             world: &self.world,
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         };
         let report = self
             .surroundings
