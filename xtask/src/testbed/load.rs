@@ -290,14 +290,16 @@ fn talk(
         .context("start tokio")?;
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
-        for (stream, shared) in streams {
+        let n_streams = streams.len() as f64;
+        for (at, (stream, shared)) in streams.into_iter().enumerate() {
             let client = Client {
                 to: stream.to,
                 patience,
                 shared,
                 phase: phase.clone(),
             };
-            clock::start(&mut tasks, client, stream.kind, stream.per_second);
+            let part = at as f64 / n_streams;
+            clock::start(&mut tasks, client, stream.kind, stream.per_second, part);
         }
         let mut over = phase.clone();
         tokio::select! {

@@ -32,37 +32,43 @@ impl Clock {
     }
 }
 
-/// Starts what a stream's clients do.
-pub(super) fn start(tasks: &mut JoinSet<()>, client: Client, kind: Kind, per_second: f64) {
+/// Starts what a stream's clients do. Of streams that start together, each ticks in another `part`
+/// (0 to 1) of its period.
+pub(super) fn start(
+    tasks: &mut JoinSet<()>,
+    client: Client,
+    kind: Kind,
+    per_second: f64,
+    part: f64,
+) {
     let period = Duration::from_secs_f64(1.0 / per_second);
+    let phase = period.mul_f64(part);
+    let one = || Clock::new(period, phase);
+    // Of sockets that tick one after the other.
+    let several =
+        |sockets| (0..sockets).map(move |at| Clock::new(period * sockets, phase + period * at));
     match kind {
-        Kind::TcpShort => drop(tasks.spawn(each(client, period, tcp::short))),
-        Kind::UdpShort => drop(tasks.spawn(each(client, period, udp::short))),
-        Kind::Sctp => drop(tasks.spawn(each(client, period, sctp::short))),
+        Kind::TcpShort => drop(tasks.spawn(each(client, one(), tcp::short))),
+        Kind::UdpShort => drop(tasks.spawn(each(client, one(), udp::short))),
+        Kind::Sctp => drop(tasks.spawn(each(client, one(), sctp::short))),
         Kind::TcpLong { sockets } => {
-            for clock in clocks(sockets, period) {
+            for clock in several(sockets) {
                 drop(tasks.spawn(tcp::long(client.clone(), clock)));
             }
         }
         Kind::UdpLong { sockets } => {
-            for clock in clocks(sockets, period) {
+            for clock in several(sockets) {
                 drop(tasks.spawn(udp::long(client.clone(), clock)));
             }
         }
     }
 }
 
-/// The clocks of sockets that tick one after the other.
-fn clocks(sockets: u32, period: Duration) -> impl Iterator<Item = Clock> {
-    (0..sockets).map(move |at| Clock::new(period * sockets, period * at))
-}
-
 /// Begins something at every tick, and waits at last for the end of all of it.
-async fn each<F>(client: Client, period: Duration, begin: fn(Client, u64, Instant) -> F)
+async fn each<F>(client: Client, mut clock: Clock, begin: fn(Client, u64, Instant) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut clock = Clock::new(period, Duration::ZERO);
     let mut under_way = JoinSet::new();
     let mut number = 0;
     while let Some(due) = clock.tick(&client).await {

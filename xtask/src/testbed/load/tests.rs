@@ -31,7 +31,7 @@ fn count(to: SocketAddr, kind: Kind) -> Tally {
         .unwrap();
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
-        clock::start(&mut tasks, client, kind, 100.0);
+        clock::start(&mut tasks, client, kind, 100.0, 0.0);
         tokio::time::sleep(A_WHILE).await;
         phase.send_replace(Phase::Ending);
         while let Some(done) = tasks.join_next().await {
