@@ -15,6 +15,7 @@ mod cgroup;
 mod daemon;
 mod device;
 pub mod dns;
+pub mod load;
 mod namespace;
 mod node;
 mod program;
