@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use api_server::{ApiServer, Failure, Gone, Verb};
 use beeline::source::KubernetesSource;
-use beeline::source::kubernetes::client;
+use beeline::source::kubernetes::{client, state};
 use events::Events;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -75,6 +75,7 @@ impl Fixture {
                 client,
                 node: "n1".into(),
                 pods,
+                state: state(pods),
             }
             .run(sender),
         );

@@ -105,6 +105,7 @@ impl Control {
             started: status::unix_time(),
             node: options.node.name.to_string(),
             source: options.origin.to_string(),
+            resources: BTreeMap::new(),
             synced: false,
             last_sync: None,
             problems: Vec::new(),
@@ -182,6 +183,8 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        let mut source_state = source.state();
+        self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -205,6 +208,9 @@ impl Control {
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = source_state.changed() => {
+                    self.status.resources = status::resources(&source_state.borrow_and_update());
+                }
                 Ok(()) = left.changed() => {
                     self.status.socket_edge.left = *left.borrow_and_update();
                 }

@@ -1,9 +1,10 @@
 //! Services from the Kubernetes API.
 //!
 //! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs), and a fifth of this node's
-//! Pods if they are asked for, run side by side. Each lists in pages, then watches with bookmarks, and lists again when the API server has forgotten where it
-//! was (410 Gone). Of the objects only fingerprints and versions are kept. An API server that has
-//! no ServiceCIDRs is asked for them now and then.
+//! Pods if they are asked for, run side by side. Each lists in pages, then watches with bookmarks,
+//! and lists again when the API server has forgotten where it was (410 Gone). Of the objects only
+//! fingerprints and versions are kept. An API server that has no ServiceCIDRs is asked for them now
+//! and then.
 
 mod connection;
 mod feed;
@@ -12,7 +13,7 @@ mod raw;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::{
@@ -24,7 +25,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, DefaultBackoff, watcher};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use self::feed::{Closed, Feed};
@@ -32,6 +33,7 @@ use self::raw::Raw;
 use crate::model::{Event, ObjectName};
 use crate::source::ledger::Kind;
 use crate::source::parse::{self, Parsed, Strings};
+use crate::source::state::{Restart, SourceState};
 
 /// Yields what the API server says, and follows its changes.
 #[derive(Clone)]
@@ -42,6 +44,20 @@ pub struct KubernetesSource {
     pub node: Arc<str>,
     /// Whether to tell of this node's Pods.
     pub pods: bool,
+    /// Is told how the source is getting on: see [`state`].
+    pub state: watch::Sender<SourceState>,
+}
+
+/// Nothing has been heard of what a [`KubernetesSource`] follows.
+pub fn state(pods: bool) -> watch::Sender<SourceState> {
+    let kinds = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Node,
+        Kind::ServiceCidr,
+    ];
+    let kinds = kinds.into_iter().chain(pods.then_some(Kind::Pod));
+    watch::Sender::new(SourceState::new(kinds.map(Kind::resource), Instant::now()))
 }
 
 /// Why there is no connection to an API server.
@@ -113,7 +129,7 @@ impl KubernetesSource {
     /// An API server that is away changes nothing: that is reported as a problem of the subject
     /// `API server`, and tried again with growing pauses.
     pub async fn run(self, events: mpsc::Sender<Event>) {
-        let feed = Arc::new(Feed::new(self.node, events.clone()));
+        let feed = Arc::new(Feed::new(self.node, events.clone(), self.state));
         let services = watcher::Config::default()
             .labels("!service.kubernetes.io/service-proxy-name")
             .fields("spec.clusterIP!=None");
@@ -217,6 +233,7 @@ where
                 Err(error) => error,
             };
             debug!(?kind, %error, "watch interrupted");
+            feed.restarted(kind, restart(&error));
             if kind == Kind::ServiceCidr && is_unknown_resource(&error) {
                 // Older API servers have none; the ranges are then not known (rule R16).
                 if feed.none(kind).await == Err(Closed) {
@@ -293,6 +310,26 @@ impl Remedy {
             Self::Resume | Self::Relist => None,
             Self::Pause | Self::RelistAfterLoss => Some(message(kind, error)),
         }
+    }
+}
+
+/// Why the watch has to be begun anew.
+fn restart(error: &watcher::Error) -> Restart {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let by_status = |status: &kube::core::Status| match status.code {
+        401 => Restart::Unauthorized,
+        403 => Restart::Refused,
+        410 => Restart::Gone,
+        429 | 503 => Restart::Throttled,
+        _ => Restart::Other,
+    };
+    match error {
+        WatchError(status) => by_status(status),
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status)) => by_status(status),
+        InitialListFailed(_) | WatchStartFailed(_) => Restart::Refused,
+        WatchFailed(kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => Restart::Closed,
+        WatchFailed(_) | watcher::Error::NoResourceVersion => Restart::Other,
     }
 }
 
