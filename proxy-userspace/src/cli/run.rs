@@ -1,5 +1,6 @@
 //! `beeline run`.
 
+mod kubernetes;
 mod skip;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use self::kubernetes::KubernetesArgs;
 use self::skip::SkipArgs;
 use super::Paths;
 use crate::config::go::{DurationError, GoDuration};
@@ -103,6 +105,8 @@ pub(super) struct RunArgs {
     log_format: LogFormat,
     // Last: what follows would come under their headings.
     #[command(flatten)]
+    kubernetes: KubernetesArgs,
+    #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
     sockets: SocketArgs,
@@ -116,6 +120,9 @@ impl RunArgs {
         match self.source {
             SourceArg::File if self.kubeconfig.is_some() => {
                 Some("--kubeconfig goes with --source kubernetes only")
+            }
+            SourceArg::File if self.kubernetes.is_set() => {
+                Some("--kubernetes-server goes with --source kubernetes only")
             }
             SourceArg::Kubernetes if !self.manifests.is_empty() => {
                 Some("--manifests goes with --source file only")
@@ -511,7 +518,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     };
     let origin = match args.source {
         SourceArg::File => Origin::Files(args.manifests),
-        SourceArg::Kubernetes => Origin::Kubernetes(args.kubeconfig),
+        SourceArg::Kubernetes => Origin::Kubernetes(args.kubernetes.access(args.kubeconfig)),
     };
     check_source_ports(args.traffic.source_ports);
     Ok(Options {

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::model::Event;
+use crate::source::kubernetes::Access;
 use crate::source::{FileSource, KubernetesSource, SourceState, kubernetes};
 
 /// Events that may be on their way.
@@ -21,8 +22,8 @@ const FILES: &str = "files";
 pub enum Origin {
     /// Manifest files and folders of them.
     Files(Vec<PathBuf>),
-    /// The Kubernetes API, by this kubeconfig, the default one or the pod's service account.
-    Kubernetes(Option<PathBuf>),
+    /// The Kubernetes API.
+    Kubernetes(Access),
 }
 
 impl fmt::Display for Origin {
@@ -35,8 +36,7 @@ impl fmt::Display for Origin {
                     .collect();
                 write!(f, "manifests in {}", paths.join(", "))
             }
-            Self::Kubernetes(None) => f.write_str("the Kubernetes API"),
-            Self::Kubernetes(Some(path)) => write!(f, "the Kubernetes API by {}", path.display()),
+            Self::Kubernetes(access) => access.fmt(f),
         }
     }
 }
@@ -79,10 +79,11 @@ impl Source {
                 SourceState::connected(&state, FILES, true);
                 Ok(source)
             }
-            Origin::Kubernetes(kubeconfig) => {
-                let client = kubernetes::client(kubeconfig.as_deref()).await?;
+            Origin::Kubernetes(access) => {
+                let client = kubernetes::client(access).await?;
                 let source = KubernetesSource {
                     client,
+                    timing: access.timing.clone(),
                     node,
                     pods,
                     state,
