@@ -104,12 +104,18 @@ impl Sync {
         /// More are only counted.
         const NAMED: usize = 4;
         let (first, refusal) = self.address_refusals.first_key_value()?;
-        let mut subject = format!("node address {}", first);
+        let n_all = self.address_refusals.len();
+        let noun = if n_all == 1 {
+            "node address"
+        } else {
+            "node addresses"
+        };
+        let mut subject = format!("{noun} {first}");
         let others = self.address_refusals.keys().skip(1);
         others
             .take(NAMED - 1)
             .for_each(|addr| subject.push_str(&format!(", {addr}")));
-        if let Some(more @ 1..) = self.address_refusals.len().checked_sub(NAMED) {
+        if let Some(more @ 1..) = n_all.checked_sub(NAMED) {
             subject.push_str(&format!(" and {more} more"));
         }
         Some(Problem {

@@ -270,16 +270,23 @@ impl Sync {
         }
     }
 
-    /// Takes away what a published Service has beyond its desired version.
+    /// Takes away what a published Service has beyond its desired version: of all its ports the
+    /// frontends first, so that what fails later is seen by no packet.
     pub(super) fn withdraw<T: Target>(
         &mut self,
         owner: &ObjectName,
         plan: &Plan,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
-        for id in self.actual.ids_of(owner).to_vec() {
-            let port = plan.ports.iter().find(|port| port.service == Some(id));
-            self.remove_frontends(id, port, writer)?;
+        let ids = self.actual.ids_of(owner).to_vec();
+        let of_plan = |id| plan.ports.iter().find(|port| port.service == Some(id));
+        let mut removed = Ok(());
+        for &id in &ids {
+            removed = removed.and(self.remove_frontends(id, of_plan(id), writer));
+        }
+        removed?;
+        for id in ids {
+            let port = of_plan(id);
             self.remove_backends(id, port, writer)?;
             for net in self.shed_ranges(id, port, &plan.desired) {
                 self.write(Write::RemoveSourceRange { service: id, net }, writer)?;
@@ -312,11 +319,14 @@ impl Sync {
             .copied()
             .filter(|it| !keep.contains(it))
             .collect();
+        let mut removed = Ok(());
         for key in old {
-            self.write(Write::RemoveFrontend { key }, writer)?;
+            // What stays because of one failure must not keep the others.
+            let result = self.write(Write::RemoveFrontend { key }, writer);
             self.loose.insert(key.addr);
+            removed = removed.and(result);
         }
-        Ok(())
+        removed
     }
 
     fn remove_backends<T: Target>(
