@@ -21,6 +21,7 @@ pub mod model;
 pub mod node;
 pub mod pods;
 pub mod run;
+pub mod setting;
 pub mod sockets;
 pub mod source;
 pub mod status;
