@@ -13,6 +13,7 @@ mod every_address;
 mod foreign_program;
 mod fragments;
 mod hairpin;
+mod hand_back;
 mod host_edge;
 mod kubernetes;
 mod loss;
