@@ -9,10 +9,9 @@ use xtask::testbed::{Layout, NODE_NAME, Namespace, Pod, REMOTE_NODE_NAME, Server
 
 use crate::world::{self, Endpoint, Service, World, witness};
 
-/// How long new sockets may still find an endpoint that is not ready any more.
-const SETTLED: Duration = Duration::from_secs(10);
-/// After so many new sockets that found others, an endpoint finds none.
+/// How many new sockets show where they go, and how long they may take.
 const ENOUGH: u64 = 30;
+const IN_TIME: Duration = Duration::from_secs(10);
 
 /// A node under load. Fields are dropped in this order.
 #[derive(Debug)]
@@ -31,7 +30,12 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Makes a node of which these sockets are served (`--socket-lb`), and starts the load.
     pub(crate) fn new(socket_lb: &'static str) -> Self {
-        let world = World::with_sockets(socket_lb, Layout::Routed, 1500, &[]);
+        Self::with(socket_lb, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn with(socket_lb: &'static str, args: &[&str]) -> Self {
+        let world = World::with_sockets(socket_lb, Layout::Routed, 1500, args);
         let pods = ["web-0", "web-1", "web-2"].map(|name| world.testbed.pod(name).unwrap());
         let of = |name, number, endpoints| Service {
             name,
@@ -95,22 +99,18 @@ impl Crowd {
         self.world.put(&self.changing);
     }
 
-    /// Waits until all new sockets of the changing Service find endpoints that are ready.
+    /// Waits until the changing Service is in force: from then on, new sockets only find endpoints
+    /// that are ready.
     pub(crate) fn expect_changed(&self) {
         self.world.expect_in_force(&self.changing);
-        let start = Instant::now();
-        let mut before = self.new_sockets();
-        loop {
-            let now = self.new_sockets();
-            if now.ready - before.ready >= ENOUGH {
-                if now.others == before.others {
-                    return;
-                }
-                before = now;
-            }
-            assert!(start.elapsed() < SETTLED, "{}", self.counts());
+        self.load.as_ref().unwrap().settle();
+        let (start, before) = (Instant::now(), self.new_sockets());
+        while self.new_sockets().ready < before.ready + ENOUGH {
+            assert!(start.elapsed() < IN_TIME, "{}", self.counts());
             std::thread::sleep(Duration::from_millis(5));
         }
+        let others = self.new_sockets().others;
+        assert_eq!(others, before.others, "{}", self.counts());
     }
 
     /// The changing Service's so far, by what its endpoints are now.

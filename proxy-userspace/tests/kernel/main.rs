@@ -39,6 +39,8 @@ mod socket_world;
 mod spread;
 mod test_run;
 mod transfer;
+mod two_nodes;
+mod two_nodes_world;
 mod unread;
 mod vitals;
 mod world;

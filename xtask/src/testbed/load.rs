@@ -20,6 +20,7 @@ mod tcp;
 mod udp;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -152,6 +153,15 @@ impl Load {
             .collect()
     }
 
+    /// Waits for the end of all short-lived sockets that are begun by now: those that end later do
+    /// not know what was before.
+    pub fn settle(&self) {
+        let now = Instant::now();
+        while self.counts.iter().any(|shared| shared.has_before(now)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Starts nothing new, waits for the end of what is under way, and returns what there was.
     ///
     /// # Errors
@@ -191,6 +201,8 @@ struct Shared {
     name: String,
     start: Instant,
     tally: Arc<Mutex<Tally>>,
+    /// Short-lived sockets that have not ended: when they were due, and how many of each.
+    under_way: Arc<Mutex<BTreeMap<Instant, u32>>>,
 }
 
 impl Shared {
@@ -199,11 +211,41 @@ impl Shared {
             name: name.to_owned(),
             start: Instant::now(),
             tally: Arc::default(),
+            under_way: Arc::default(),
         }
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, BTreeMap<Instant, u32>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a short-lived socket that was due before this.
+    fn has_before(&self, then: Instant) -> bool {
+        let under_way = self.under_way();
+        under_way
+            .first_key_value()
+            .is_some_and(|(due, _)| *due < then)
+    }
+
+    fn begun(&self, due: Instant) {
+        *self.under_way().entry(due).or_default() += 1;
+        self.tally().begun(due);
+    }
+
+    fn ended(&self, due: Instant) {
+        let mut under_way = self.under_way();
+        if let Entry::Occupied(mut count) = under_way.entry(due) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                let _none_left = count.remove();
+            }
+        }
     }
 }
 

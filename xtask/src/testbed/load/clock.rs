@@ -73,8 +73,13 @@ where
     let mut number = 0;
     while let Some(due) = clock.tick(&client).await {
         number += 1;
-        client.shared.tally().begun(due);
-        drop(under_way.spawn(begin(client.clone(), number, due)));
+        client.shared.begun(due);
+        let begun = begin(client.clone(), number, due);
+        let shared = client.shared.clone();
+        drop(under_way.spawn(async move {
+            begun.await;
+            shared.ended(due);
+        }));
         while under_way.try_join_next().is_some() {}
     }
     while under_way.join_next().await.is_some() {}

@@ -38,6 +38,7 @@ fn count(to: SocketAddr, kind: Kind) -> Tally {
             done.unwrap();
         }
     });
+    assert!(shared.under_way().is_empty());
     let tally = shared.tally().clone();
     println!("{kind:?}: {tally}");
     tally
@@ -112,6 +113,19 @@ fn a_good_server_loses_nothing() {
         assert_eq!((tally.n_failed(), tally.n_broken()), (0, 0), "{tally}");
         assert_eq!((tally.lost, tally.late, tally.moved), (0, 0, 0), "{tally}");
     }
+}
+
+#[test]
+fn what_is_under_way_is_known() {
+    let shared = Shared::new("test");
+    let [early, late] = [1, 2].map(|seconds| shared.start + Duration::from_secs(seconds));
+    for due in [late, early, early] {
+        shared.begun(due);
+    }
+    shared.ended(early);
+    assert!(shared.has_before(late) && !shared.has_before(early));
+    shared.ended(early);
+    assert!(!shared.has_before(late));
 }
 
 #[test]
