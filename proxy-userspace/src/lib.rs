@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod pods;
+pub mod privileges;
 pub mod run;
 pub mod sockets;
 pub mod source;
