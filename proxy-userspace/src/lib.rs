@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod pods;
+pub mod privileges;
 pub mod run;
 pub mod setting;
 pub mod sockets;

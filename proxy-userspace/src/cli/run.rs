@@ -27,6 +27,7 @@ use crate::node::{
     self, DetectLocal, GoneBackends, MidFlow, NodeConfig, NodePortAddresses, SocketLb, SourceNat,
     SourcePorts,
 };
+use crate::privileges;
 use crate::run::{Options, Origin};
 
 #[derive(Args, Debug)]
@@ -500,6 +501,8 @@ fn directives(text: &str) -> String {
 pub(super) fn run(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(&args);
     let options = options(paths, args)?;
+    // Before there is a second thread: each has rights of its own.
+    privileges::give_up_others(options.socket_lb)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -24,6 +24,7 @@ mod options;
 mod outside_clients;
 mod path_mtu;
 mod plain_network;
+mod privileges;
 mod refusal;
 mod restart;
 mod sctp_sockets;
