@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod flows;
+mod migrate;
 mod progress;
 mod run;
 mod services;
@@ -60,6 +61,11 @@ enum Command {
     ///
     /// Their packets need no translation, so that they are no flows.
     Sockets(sockets::SocketsArgs),
+    /// Remove kube-proxy's rules from the kernel, once Beeline serves in its place
+    ///
+    /// A daemon must be running and have everything in force. Connections that kube-proxy opened
+    /// live on.
+    Migrate(migrate::MigrateArgs),
     /// Take everything of Beeline off this node
     ///
     /// Programs, maps and the daemon's files go. Connections through Services break.
@@ -154,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Services(args) => report(services::services(&paths, &args)),
         Command::Flows(args) => report(flows::flows(&paths, &args)),
         Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
+        Command::Migrate(args) => migrate::migrate(&paths, &args),
         Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
     };
     match done {

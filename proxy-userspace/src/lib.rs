@@ -12,6 +12,7 @@ pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;
 pub mod health;
+pub mod kube_proxy;
 pub mod loader;
 pub mod maps;
 pub mod metrics;

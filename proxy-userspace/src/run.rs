@@ -10,6 +10,7 @@ mod logs;
 mod origin;
 mod socket_edge;
 mod surroundings;
+mod take_over;
 mod unread;
 mod vitals;
 
@@ -66,6 +67,8 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// Whether kube-proxy's rules are removed once everything is in force.
+    pub replace_kube_proxy: bool,
 }
 
 /// The kernel programs.

@@ -1,5 +1,6 @@
 //! `beeline run`.
 
+mod replace;
 mod skip;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use self::replace::ReplaceArgs;
 use self::skip::SkipArgs;
 use super::Paths;
 use crate::conntrack_gc::Timeouts;
@@ -81,6 +83,8 @@ pub(super) struct RunArgs {
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    #[command(flatten)]
+    replace: ReplaceArgs,
     // Last: what follows would come under their headings.
     #[command(flatten)]
     traffic: TrafficArgs,
@@ -510,6 +514,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        replace_kube_proxy: args.replace.replace_kube_proxy,
     })
 }
 
