@@ -14,6 +14,7 @@ pub mod desired;
 pub mod devices;
 pub mod hand_back;
 pub mod health;
+pub mod kube_proxy;
 pub mod loader;
 pub mod maps;
 pub mod metrics;

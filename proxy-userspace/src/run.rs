@@ -10,6 +10,7 @@ mod logs;
 mod origin;
 mod socket_edge;
 mod surroundings;
+mod take_over;
 mod unread;
 mod vitals;
 
@@ -77,6 +78,8 @@ pub struct Options {
     pub bind_address_hard_fail: bool,
     /// What all of this comes from.
     pub config: Arc<InForce>,
+    /// Whether kube-proxy's rules are removed once everything is in force.
+    pub replace_kube_proxy: bool,
 }
 
 /// The kernel programs.

@@ -1,6 +1,7 @@
 //! `beeline run`.
 
 mod kubernetes;
+mod replace;
 mod skip;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use self::kubernetes::KubernetesArgs;
+use self::replace::ReplaceArgs;
 use self::skip::SkipArgs;
 use super::Paths;
 use crate::config::go::{DurationError, GoDuration};
@@ -104,6 +106,8 @@ pub(super) struct RunArgs {
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    #[command(flatten)]
+    replace: ReplaceArgs,
     // Last: what follows would come under their headings.
     #[command(flatten)]
     kubernetes: KubernetesArgs,
@@ -551,6 +555,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         min_sync_period: args.min_sync_period,
         bind_address_hard_fail: args.bind_address_hard_fail,
         config: Arc::default(),
+        replace_kube_proxy: args.replace.replace_kube_proxy,
     })
 }
 

@@ -15,6 +15,7 @@ use super::known_pods::KnownPods;
 use super::origin::Source;
 use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
+use super::take_over::TakeOver;
 use super::unread::{Unread, lacks_slices};
 use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
@@ -22,6 +23,7 @@ use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
 use crate::loader::attach::Method;
+use crate::loader::pins::Pins;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
@@ -62,6 +64,7 @@ pub(super) struct Control {
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
     vitals: super::vitals::Vitals,
+    take_over: TakeOver,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<Arc<View>>,
@@ -122,7 +125,17 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
+        let vitals = super::vitals::Vitals::start(
+            options.healthz.0,
+            options.metrics.0,
+            options.sync_period,
+        );
         Ok(Self {
+            take_over: TakeOver::new(
+                Pins::new(&options.bpffs),
+                options.replace_kube_proxy,
+                vitals.problems.clone(),
+            ),
             surroundings: Surroundings::new(
                 options.node.clone(),
                 matches!(options.origin, super::Origin::Kubernetes(_)),
@@ -136,11 +149,7 @@ impl Control {
             is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
-            vitals: super::vitals::Vitals::start(
-                options.healthz.0,
-                options.metrics.0,
-                options.sync_period,
-            ),
+            vitals,
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(Arc::default()).1,
@@ -295,6 +304,9 @@ impl Control {
             tokio::task::block_in_place(work);
         }
         self.status.synced |= is_synced;
+        if self.status.synced && self.retry.is_none() {
+            self.take_over.is_in_force();
+        }
         self.write_status();
     }
 
@@ -391,6 +403,10 @@ impl Control {
     fn follow(&mut self) {
         let start = Instant::now();
         self.follow_node();
+        let is_first = !self.is_in_force;
+        if is_first {
+            self.take_over.begin(&mut self.maps);
+        }
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -420,6 +436,9 @@ impl Control {
             report = sum(report, finished);
         }
         self.is_in_force = true;
+        if is_first {
+            self.take_over.settle(&mut self.maps);
+        }
         self.conclude(start, names.len(), report);
     }
 

@@ -71,6 +71,8 @@ const RULES: [Rule; 5] = [
             "proxy-userspace/src/maps/kinds",
             // Requests of bpf(2) that aya does not make for programs of cgroups.
             "proxy-userspace/src/loader/cgroup/syscall",
+            // Socket options for rules of iptables-legacy, which no crate has.
+            "proxy-userspace/src/kube_proxy/legacy/option",
             // Socket options that no crate can set.
             "proxy-userspace/tests/kernel/socket_option",
             // Packet sockets, which no crate binds or reads so.
