@@ -29,6 +29,7 @@ const TOOLS: [&str; 10] = [
     "dig",
     "dnsmasq",
     "iperf3",
+    "nft",
     "nc.openbsd",
     "redis-check-rdb",
     "redis-cli",
