@@ -61,4 +61,4 @@ pub use socket::{
 pub use verdict::{Drop, Pass, Reply, Rewrite, Verdict};
 
 /// Version of the map layouts. Pins live in a folder named after it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };

@@ -68,7 +68,8 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Take everything of Beeline off this node
     ///
-    /// Programs, maps and the daemon's files go. Connections through Services break.
+    /// New connections are left to the stack, and so to kube-proxy, at once. When those that
+    /// Beeline serves are over, programs, maps and the daemon's files go.
     Cleanup(cleanup::CleanupArgs),
 }
 
@@ -138,6 +139,8 @@ enum Error {
     SocketLink(#[from] LinkError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
     Running,
+    #[error("a daemon has started meanwhile and serves again; nothing was removed")]
+    ServedAgain,
     #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
     NoMaps(PathBuf),
     #[error("cannot {action} {}", path.display())]

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;
+pub mod hand_back;
 pub mod health;
 pub mod kube_proxy;
 pub mod loader;

@@ -54,8 +54,13 @@ pub(super) fn open<P: Packet, T: Tables>(
     if hook == Hook::NodeEgress && !policy::is_own(tables, &headers.key.tuple.src) {
         return Opened::Decided;
     }
-    if !may_open(tables, headers) {
+    let flags = tables.settings().flags;
+    if !may_open(flags, headers) {
         *verdict = Verdict::Pass(Pass::MidFlow);
+        return Opened::Decided;
+    }
+    if flags.contains(SettingsFlags::HANDED_BACK) {
+        *verdict = Verdict::Pass(Pass::HandedBack);
         return Opened::Decided;
     }
     match found {
@@ -102,13 +107,10 @@ fn was_delivered<P: Packet>(packet: &P) -> bool {
 }
 
 #[inline(always)]
-fn may_open<T: Tables>(tables: &T, headers: &Headers) -> bool {
+fn may_open(flags: SettingsFlags, headers: &Headers) -> bool {
     headers.protocol() == Some(Protocol::Udp)
         || headers.signal() == Signal::Open
-        || tables
-            .settings()
-            .flags
-            .contains(SettingsFlags::ADOPT_MID_FLOW)
+        || flags.contains(SettingsFlags::ADOPT_MID_FLOW)
 }
 
 /// Why a flow does not begin.

@@ -261,6 +261,10 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
     if found == Found::Nothing || !is_served(sockets, dial) {
         return Err(Answer::Leave(Pass::NoService));
     }
+    let flags = sockets.settings().flags;
+    if flags.contains(SettingsFlags::HANDED_BACK) {
+        return Err(Answer::Leave(Pass::HandedBack));
+    }
     let frontend = match found {
         Found::Frontend(frontend) => frontend,
         // Resolvers connect to port 0 to find out which address they have themselves. Datagrams

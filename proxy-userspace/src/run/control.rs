@@ -81,6 +81,8 @@ pub(super) struct Control {
     keeper: Option<KeeperHandle>,
     /// Detached backends that the collector has been asked for.
     asked: Option<BTreeSet<u32>>,
+    /// What is to be done once, when all is in force.
+    when_in_force: Option<Box<dyn FnOnce() + Send>>,
     /// Which of them are in use.
     answers: (
         UnboundedSender<BTreeSet<u32>>,
@@ -152,6 +154,7 @@ impl Control {
             collector: None,
             keeper: None,
             asked: None,
+            when_in_force: None,
             answers: unbounded_channel(),
         })
     }
@@ -176,6 +179,11 @@ impl Control {
         self.view = view;
         self.collector = Some(inquiries);
         Ok(self)
+    }
+
+    /// Has this done once, when all that was known at first is in force.
+    pub(super) fn when_in_force(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.when_in_force = Some(Box::new(work));
     }
 
     /// Follows the source until a signal comes.
@@ -275,7 +283,11 @@ impl Control {
         self.status.node_devices = named(&[Role::NodeEdge]);
         self.status.host_devices = named(&[Role::HostEdge, Role::Loopback]);
         self.status.node_addresses = self.surroundings.node_addresses();
-        self.status.synced |= self.is_in_force && self.surroundings.has_routes(&view);
+        let is_synced = self.is_in_force && self.surroundings.has_routes(&view);
+        if is_synced && let Some(work) = self.when_in_force.take() {
+            tokio::task::block_in_place(work);
+        }
+        self.status.synced |= is_synced;
         if self.status.synced && self.retry.is_none() {
             self.take_over.is_in_force();
         }
@@ -289,6 +301,7 @@ impl Control {
             view: &view,
             world: &self.world,
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         };
         let report = self
             .surroundings

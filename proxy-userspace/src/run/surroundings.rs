@@ -30,6 +30,8 @@ pub(super) struct Seen<'a> {
     pub(super) world: &'a World,
     /// Whether the first lists of Services are complete.
     pub(super) is_complete: bool,
+    /// Whether the maps hold what the first lists told.
+    pub(super) is_in_force: bool,
 }
 
 /// What was seen last.
@@ -38,6 +40,7 @@ struct Last {
     node: Option<Node>,
     service_cidrs: Vec<IpNet>,
     is_complete: bool,
+    is_in_force: bool,
 }
 
 impl Seen<'_> {
@@ -46,6 +49,7 @@ impl Seen<'_> {
             && self.world.node() == last.node.as_ref()
             && self.world.service_cidrs() == last.service_cidrs
             && self.is_complete == last.is_complete
+            && self.is_in_force == last.is_in_force
     }
 
     fn keep(&self) -> Last {
@@ -54,6 +58,7 @@ impl Seen<'_> {
             node: self.world.node().cloned(),
             service_cidrs: self.world.service_cidrs().to_vec(),
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         }
     }
 }
@@ -64,6 +69,9 @@ pub(super) struct Surroundings {
     routes: watch::Sender<Option<BTreeSet<Route>>>,
     /// Whether a predecessor wrote settings, which, and what it knew then stays for a while.
     inherited: Option<Settings>,
+    /// Whether a predecessor's traffic was handed back. It is taken again when all is in force:
+    /// what the maps hold may be old.
+    was_handed_back: bool,
     /// Whether Node and ServiceCIDRs may become known after the Services.
     is_piecemeal: bool,
     /// When the first lists were complete.
@@ -89,6 +97,7 @@ impl Surroundings {
             config,
             routes,
             inherited: (!is_fresh).then_some(settings),
+            was_handed_back: settings.flags.contains(SettingsFlags::HANDED_BACK),
             is_piecemeal,
             complete: None,
             last: None,
@@ -185,13 +194,18 @@ impl Surroundings {
     fn tables(&self, seen: &Seen<'_>) -> NodeTables {
         let Seen { view, world, .. } = seen;
         let cidrs = world.service_cidrs();
-        tables(
+        let mut tables = tables(
             &self.config,
             world.node(),
             cidrs,
             &view.local,
             view.host_device,
-        )
+        );
+        if self.was_handed_back && !seen.is_in_force {
+            let flags = &mut tables.settings.flags;
+            *flags = flags.union(SettingsFlags::HANDED_BACK);
+        }
+        tables
     }
 
     fn write(
