@@ -404,9 +404,6 @@ impl Control {
         let start = Instant::now();
         self.follow_node();
         let is_first = !self.is_in_force;
-        if is_first {
-            self.take_over.begin(&mut self.maps);
-        }
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -437,7 +434,7 @@ impl Control {
         }
         self.is_in_force = true;
         if is_first {
-            self.take_over.settle(&mut self.maps);
+            self.take_over.begin(&mut self.maps);
         }
         self.conclude(start, names.len(), report);
     }

@@ -39,6 +39,8 @@ mod socket_pods;
 mod socket_programs;
 mod socket_world;
 mod spread;
+mod take_over;
+mod take_over_rules;
 mod test_run;
 mod transfer;
 mod two_nodes;
