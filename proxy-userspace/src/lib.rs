@@ -8,9 +8,11 @@
 
 mod causes;
 pub mod cli;
+pub mod clock;
 pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;
+pub mod events;
 pub mod health;
 pub mod loader;
 pub mod maps;

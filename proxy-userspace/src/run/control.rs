@@ -21,6 +21,7 @@ use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
+use crate::events::{Events, Trouble};
 use crate::loader::attach::Method;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
@@ -67,6 +68,8 @@ pub(super) struct Control {
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
+    /// Writes of some of them, with the Kubernetes API.
+    events: Option<Events>,
     retry: Option<(Instant, Duration)>,
     status: Status,
     written: Option<(Instant, Status)>,
@@ -137,6 +140,7 @@ impl Control {
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
+            events: None,
             retry: None,
             status,
             written: None,
@@ -183,6 +187,7 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        self.events = source.events(&self.surroundings.config().name);
         let mut source_state = source.state();
         self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
@@ -257,10 +262,20 @@ impl Control {
             subject: subject.clone(),
             message: message.clone(),
         });
+        let of_source: Vec<_> = of_source.collect();
+        let (of_servers, of_maps) = (self.vitals.problems.all(), self.sync.problems());
+        if let Some(events) = &self.events {
+            events.tell([
+                (Trouble::Source, &*of_source),
+                (Trouble::Server, &of_servers),
+                (Trouble::Maps, &of_maps),
+            ]);
+        }
         self.status.problems = of_source
-            .chain(self.vitals.problems.all())
+            .into_iter()
+            .chain(of_servers)
             .chain(self.start_problem())
-            .chain(self.sync.problems())
+            .chain(of_maps)
             .chain(self.surroundings.problem())
             .chain(view.problems.iter().cloned())
             .collect();
