@@ -2,6 +2,10 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod api_cluster;
+#[path = "../support/api_server.rs"]
+mod api_server;
+mod api_trouble;
 mod cgroups;
 mod changes;
 mod cli;
