@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Pod;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, ServiceName, SocketRecord,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, ServiceName,
+    SocketClient, SocketRecord,
 };
 
 use super::pins::Pins;
@@ -61,6 +62,10 @@ fn copier(pins: &Pins, name: &'static str) -> Result<Again, MapFailure> {
         "FRONTENDS" => table::<FrontendKey, Frontend>(pins, name),
         "ADDRESSES" => table::<Addr, AddressFlags>(pins, name),
         "SOURCE_RANGES" => trie::<[u32; 5], u32>(pins, name),
+        "NETWORKS" => trie::<[u32; 4], NetworkFlags>(pins, name),
+        "DEVICES" => table::<u32, Device>(pins, name),
+        "CLIENTS" => table::<u64, SocketClient>(pins, name),
+        "PODS" => table::<u64, PodFlags>(pins, name),
         "SERVICES" => table::<u32, ServiceName>(pins, name),
         "FLOWS" => table::<FlowKey, Flow>(pins, name),
         "AFFINITY" => table::<AffinityKey, Affinity>(pins, name),
