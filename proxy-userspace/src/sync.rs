@@ -396,13 +396,13 @@ impl Sync {
 
     fn refuse(&mut self, name: &ObjectName, refusal: Refusal) {
         let is_new = self.actual.ids_of(name).is_empty();
+        let free = self.free_in_the_end();
         let Some(pending) = self.pending.get_mut(name) else {
             return;
         };
         if let Refusal::Full(shortage) = &refusal {
-            let place = self
-                .queue
-                .wait(name, shortage.needed, is_new, pending.ticket);
+            let who = (name, shortage.needed);
+            let place = self.queue.wait(who, free, is_new, pending.ticket);
             pending.ticket = Some(place.ticket());
             pending.place = Some(place);
         }

@@ -277,6 +277,7 @@ impl Control {
         in_use.extend(self.sync.detached().difference(&asked));
         let report = self.sync.release_detached(&in_use, &mut self.maps);
         tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+        self.note(report);
     }
 
     /// Brings node and status up to date.
@@ -303,7 +304,7 @@ impl Control {
             .chain(of_servers)
             .chain(self.start_problem())
             .chain(of_maps)
-            .chain(self.surroundings.problem())
+            .chain(self.surroundings.problems())
             .chain(view.problems.iter().cloned())
             .collect();
         let named = |roles: &[Role]| {
@@ -338,7 +339,7 @@ impl Control {
             .surroundings
             .follow(&seen, &mut self.maps, &mut self.sync);
         if let Some(report) = report {
-            self.plan_retry(report.n_pending);
+            self.note(report);
         }
         self.vitals
             .set_addresses(self.surroundings.node_port_addresses(&self.world));
@@ -479,6 +480,16 @@ impl Control {
         }
     }
 
+    /// Something else than a change of Services may have let one in that waited, or kept one out.
+    fn note(&mut self, report: Report) {
+        let last = self.status.last_sync.as_ref();
+        if last.is_some_and(|last| last.pending != report.n_pending) {
+            self.conclude(Instant::now(), 0, report);
+        } else if self.retry.is_none() {
+            self.plan_retry(report.n_pending);
+        }
+    }
+
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
         self.vitals
@@ -489,8 +500,9 @@ impl Control {
             report.n_pending
         );
         let problems = self.start_problem().into_iter().chain(self.sync.problems());
+        let known: BTreeSet<_> = self.status.problems.iter().collect();
         for problem in problems {
-            if !self.status.problems.contains(&problem) {
+            if !known.contains(&problem) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
         }
