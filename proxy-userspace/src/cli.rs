@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod flows;
+mod migrate;
 mod progress;
 mod run;
 mod services;
@@ -60,6 +61,11 @@ enum Command {
     ///
     /// Their packets need no translation, so that they are no flows.
     Sockets(sockets::SocketsArgs),
+    /// Remove kube-proxy's rules from the kernel, once Beeline serves in its place
+    ///
+    /// A daemon must be running and have everything in force. Connections that kube-proxy opened
+    /// live on.
+    Migrate(migrate::MigrateArgs),
     /// Take everything of Beeline off this node
     ///
     /// New connections are left to the stack, and so to kube-proxy, at once. When those that
@@ -157,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Services(args) => report(services::services(&paths, &args)),
         Command::Flows(args) => report(flows::flows(&paths, &args)),
         Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
+        Command::Migrate(args) => migrate::migrate(&paths, &args),
         Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
     };
     match done {

@@ -8,6 +8,8 @@ pub mod file;
 pub mod kubernetes;
 mod ledger;
 pub mod parse;
+pub mod state;
 
 pub use file::{FileError, FileSource};
 pub use kubernetes::{KubernetesError, KubernetesSource};
+pub use state::{ResourceState, Restart, SourceState};

@@ -4,6 +4,7 @@ mod bench;
 mod bpf_linker;
 mod bpf_object;
 mod build;
+mod cargo_deny;
 mod debian;
 mod lint;
 mod process;

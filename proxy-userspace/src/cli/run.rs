@@ -1,10 +1,13 @@
 //! `beeline run`.
 
+mod kubernetes;
+mod replace;
 mod skip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -13,8 +16,11 @@ use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use self::kubernetes::KubernetesArgs;
+use self::replace::ReplaceArgs;
 use self::skip::SkipArgs;
 use super::Paths;
+use crate::config::go::{DurationError, GoDuration};
 use crate::conntrack_gc::Timeouts;
 use crate::devices::{DevicePatterns, Patterns};
 use crate::loader::attach::Method;
@@ -23,6 +29,7 @@ use crate::node::{
     self, DetectLocal, GoneBackends, MidFlow, NodeConfig, NodePortAddresses, SocketLb, SourceNat,
     SourcePorts,
 };
+use crate::privileges;
 use crate::run::{Options, Origin};
 
 #[derive(Args, Debug)]
@@ -78,10 +85,32 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     metrics_bind_address: crate::health::Bind,
+    /// Whether an address that a server cannot listen on ends the daemon.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true
+    )]
+    bind_address_hard_fail: bool,
+    /// After twice this time without success the node counts as unhealthy; what failed is tried
+    /// again after this time at the latest.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    sync_period: Duration,
+    /// After how long what failed is tried again at first.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    min_sync_period: Duration,
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    #[command(flatten)]
+    replace: ReplaceArgs,
     // Last: what follows would come under their headings.
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
@@ -96,6 +125,9 @@ impl RunArgs {
         match self.source {
             SourceArg::File if self.kubeconfig.is_some() => {
                 Some("--kubeconfig goes with --source kubernetes only")
+            }
+            SourceArg::File if self.kubernetes.is_set() => {
+                Some("--kubernetes-server goes with --source kubernetes only")
             }
             SourceArg::Kubernetes if !self.manifests.is_empty() => {
                 Some("--manifests goes with --source file only")
@@ -331,6 +363,13 @@ fn cluster_cidrs(text: &str) -> Result<ClusterCidrs, node::ConfigError> {
     node::cluster_cidrs(text).map(ClusterCidrs)
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let time: GoDuration = text
+        .parse()
+        .map_err(|error: DurationError| error.to_string())?;
+    time.to_std().ok_or_else(|| "below zero".to_owned())
+}
+
 /// Reads the one feature gate that there is a choice about.
 fn same_node_hints(text: &str) -> Result<bool, String> {
     const GATE: &str = "PreferSameTrafficDistribution";
@@ -466,6 +505,8 @@ fn directives(text: &str) -> String {
 pub(super) fn run(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(&args);
     let options = options(paths, args)?;
+    // Before there is a second thread: each has rights of its own.
+    privileges::give_up_others(options.socket_lb)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -484,7 +525,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     };
     let origin = match args.source {
         SourceArg::File => Origin::Files(args.manifests),
-        SourceArg::Kubernetes => Origin::Kubernetes(args.kubeconfig),
+        SourceArg::Kubernetes => Origin::Kubernetes(args.kubernetes.access(args.kubeconfig)),
     };
     check_source_ports(args.traffic.source_ports);
     Ok(Options {
@@ -510,6 +551,11 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        sync_period: args.sync_period,
+        min_sync_period: args.min_sync_period,
+        bind_address_hard_fail: args.bind_address_hard_fail,
+        config: Arc::default(),
+        replace_kube_proxy: args.replace.replace_kube_proxy,
     })
 }
 

@@ -3,24 +3,22 @@
 //! The rules are those of a real kube-proxy in nftables mode, for a hundred Services. One of them
 //! is Beeline's as well, with the same endpoints.
 
-use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread::{Scope, ScopedJoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use xtask::testbed::{
     Beeline, Daemon, Layout, NODE_IPV4, Namespace, Pod, REMOTE_NODE_NAME, Serve, Server, Testbed,
-    in_namespace,
 };
 
-use crate::client::{Connection, udp, udp_echo};
+use crate::client::Connection;
 use crate::cluster::beeline;
+use crate::load::{Load, PATIENCE, PAUSE};
 
 /// The Service that both know: number 20 of the dump.
 const CLUSTER_IP: [u8; 4] = [10, 96, 1, 20];
@@ -46,11 +44,6 @@ const KUBELET: &str = "
         chain firewall { type filter hook input priority filter; ct state invalid counter; }
     }
 ";
-
-/// Long enough for what is to be over soon.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often everybody says something.
-const PAUSE: Duration = Duration::from_millis(20);
 
 struct World {
     daemon: Daemon,
@@ -217,90 +210,6 @@ fn manifest(backends: &[Pod]) -> Value {
     ] })
 }
 
-/// Conversations that go on, and others that are opened by the clock, until they are told to stop.
-#[derive(Default)]
-struct Load {
-    stop_long: AtomicBool,
-    stop_short: AtomicBool,
-    n_short: AtomicU32,
-    n_long: AtomicU32,
-}
-
-type Job<'scope> = ScopedJoinHandle<'scope, io::Result<()>>;
-
-impl Load {
-    fn start<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        place: &'scope Namespace,
-        address: SocketAddr,
-    ) -> [Job<'scope>; 3] {
-        [
-            scope.spawn(move || in_namespace(place, || self.talk(address))),
-            scope.spawn(move || in_namespace(place, || self.send(address))),
-            scope.spawn(move || in_namespace(place, || self.dial(address))),
-        ]
-    }
-
-    /// One connection, to the end.
-    fn talk(&self, address: SocketAddr) -> io::Result<()> {
-        let mut connection = Connection::open(address)?;
-        while !self.stop_long.load(Ordering::Relaxed) {
-            connection.echo(&[7; 5_000])?;
-            let _before = self.n_long.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    /// Datagrams from one port: all to the same backend.
-    fn send(&self, address: SocketAddr) -> io::Result<()> {
-        if address.port() == NODE_PORT {
-            return Ok(());
-        }
-        let socket = udp(0, address)?;
-        let first = udp_echo(&socket, b"first")?;
-        while !self.stop_long.load(Ordering::Relaxed) {
-            let backend = udp_echo(&socket, b"more")?;
-            if backend != first {
-                return Err(io::Error::other(format!("{backend}, not {first}")));
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    /// One short connection after the other.
-    fn dial(&self, address: SocketAddr) -> io::Result<()> {
-        while !self.stop_short.load(Ordering::Relaxed) {
-            Connection::open(address)?.echo(b"short")?;
-            let _before = self.n_short.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    /// Waits until there was so much more of everything.
-    fn go_on(&self, jobs: &[Job<'_>]) {
-        let counts = || [&self.n_short, &self.n_long].map(|it| it.load(Ordering::Relaxed));
-        let (start, before) = (Instant::now(), counts());
-        while counts()
-            .iter()
-            .zip(before)
-            .any(|(now, then)| now - then < 30)
-        {
-            let n_ended = jobs.iter().filter(|it| it.is_finished()).count();
-            assert!(n_ended <= 1, "{n_ended} have ended");
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{:?} after {before:?}",
-                counts()
-            );
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
 #[test]
 fn all_live_through_the_hand_back_to_kube_proxy() {
     let world = World::new();
@@ -308,18 +217,21 @@ fn all_live_through_the_hand_back_to_kube_proxy() {
     std::thread::scope(|scope| {
         let mut jobs = Vec::new();
         for (place, address) in world.clients() {
-            jobs.extend(load.start(scope, place, address));
+            jobs.push(load.talk(scope, place, address));
+            jobs.push(load.dial(scope, place, address));
+            if address.port() != NODE_PORT {
+                jobs.push(load.send(scope, place, address));
+            }
         }
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            load.go_on(&jobs);
+        load.watch(jobs, |jobs| {
             assert!(world.daemon.stop().is_some());
             world.start_kube_proxy();
-            load.go_on(&jobs);
+            load.go_on(jobs);
             assert_eq!(world.outcome("handed-back"), 0);
             let cleanup = world.beeline().command(["cleanup", "--wait", "5m"]);
             let cleanup = world.testbed.start(world.node(), cleanup).unwrap();
-            load.go_on(&jobs);
-            load.go_on(&jobs);
+            load.go_on(jobs);
+            load.go_on(jobs);
             assert!(world.outcome("handed-back") > 30);
             // Three connections, and two flows of datagrams.
             assert_eq!(world.n_flows(), 5, "{}", cleanup.said());
@@ -327,23 +239,12 @@ fn all_live_through_the_hand_back_to_kube_proxy() {
             load.stop_long.store(true, Ordering::Relaxed);
             let ended = cleanup.wait(PATIENCE).unwrap();
             assert!(ended.status.success(), "{}", ended.said);
-            assert!(
-                ended.said.contains("waiting for 3 connections, 2 flows"),
-                "{}",
-                ended.said
-            );
-            assert!(!ended.said.contains(" cut\n"), "{}", ended.said);
+            let waited = ended.said.contains("waiting for 3 connections, 2 flows");
+            assert!(waited && !ended.said.contains(" cut\n"), "{}", ended.said);
             assert!(!world.testbed.bpffs().join("beeline").exists());
-        }));
-        load.stop_long.store(true, Ordering::Relaxed);
-        // A while longer with nobody but kube-proxy.
-        std::thread::sleep(PAUSE * 20);
-        load.stop_short.store(true, Ordering::Relaxed);
-        for (number, job) in jobs.into_iter().enumerate() {
-            let done = job.join().unwrap();
-            done.unwrap_or_else(|error| panic!("client {number}: {error}; {result:?}"));
-        }
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // A while longer with nobody but kube-proxy.
+            std::thread::sleep(PAUSE * 20);
+        });
     });
 }
 

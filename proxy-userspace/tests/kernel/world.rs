@@ -399,6 +399,21 @@ impl World {
         self.daemon = self.beeline().start(&self.args).unwrap();
     }
 
+    /// Ends `beeline run` as `end` does, and starts another with the same arguments.
+    pub(crate) fn replace_daemon(
+        &mut self,
+        end: impl FnOnce(&Daemon),
+        other: impl FnOnce(Beeline<'_>) -> Beeline<'_>,
+    ) {
+        end(&self.daemon);
+        self.daemon = other(beeline(&self.testbed)).run(&self.args).unwrap();
+    }
+
+    /// The arguments that `beeline run` has.
+    pub(crate) fn args(&self) -> &[String] {
+        &self.args
+    }
+
     /// The `beeline` command on the node.
     pub(crate) fn beeline(&self) -> Beeline<'_> {
         beeline(&self.testbed).socket_lb(self.socket_lb)

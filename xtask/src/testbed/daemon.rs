@@ -29,6 +29,7 @@ pub struct Beeline<'a> {
     node_name: String,
     socket_lb: &'static str,
     cgroup: Option<PathBuf>,
+    variable: Option<(&'static str, String)>,
 }
 
 impl<'a> Beeline<'a> {
@@ -46,6 +47,7 @@ impl<'a> Beeline<'a> {
             node_name: node.name().to_owned(),
             socket_lb: "off",
             cgroup: Some(testbed.cgroup().to_owned()),
+            variable: None,
         }
     }
 
@@ -74,6 +76,24 @@ impl<'a> Beeline<'a> {
     pub fn in_cgroup(self, folder: impl Into<Option<PathBuf>>) -> Self {
         Self {
             cgroup: folder.into(),
+            ..self
+        }
+    }
+
+    /// Takes another command.
+    #[must_use]
+    pub fn with_binary(self, binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            ..self
+        }
+    }
+
+    /// Sets a variable of the daemon's environment.
+    #[must_use]
+    pub fn with_variable(self, name: &'static str, value: &str) -> Self {
+        Self {
+            variable: Some((name, value.to_owned())),
             ..self
         }
     }
@@ -197,6 +217,7 @@ impl<'a> Beeline<'a> {
             .args(["--node-name", &self.node_name])
             .args(self.socket_args())
             .args(args)
+            .envs(self.variable.iter().map(|(name, value)| (name, value)))
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file);
         let mut making = traces::making();
@@ -228,6 +249,22 @@ impl Daemon {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .id()
+    }
+
+    /// Whether it has ended, and how; waits for it at most so long.
+    pub fn ended(&self, patience: Duration) -> Option<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+            drop(child);
+            if start.elapsed() > patience {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What it has logged so far.
