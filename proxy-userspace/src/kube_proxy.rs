@@ -26,7 +26,7 @@ pub use self::legacy::LegacyError;
 use self::nfnetlink::Netfilter;
 use self::plan::Plan;
 pub use self::process::{Process, processes};
-pub use self::udp::{Kept, UdpError, UdpFlows};
+pub use self::udp::{UdpError, UdpFlows};
 
 /// kube-proxy's rules cannot be found, or not be removed.
 #[derive(Debug, thiserror::Error)]

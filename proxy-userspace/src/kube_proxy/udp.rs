@@ -3,12 +3,11 @@
 //! A datagram tells nobody whether it is the first: where Beeline begins to serve, it would choose
 //! a backend anew for each. So as long as netfilter remembers such a flow, records say that it is
 //! left as it is: both its directions are rewritten to what they are already, and netfilter goes on
-//! translating them. As far as a record names its backend, the datapath moves the flow when that is
+//! translating them. A record names its backend, so that the datapath moves the flow when that is
 //! gone, as it does with any other.
 //!
-//! 1. Before the first frontend is in force, records are made for all that netfilter translates.
-//! 2. Once the maps are filled they get their backends; those of no frontend go.
-//! 3. They go before netfilter forgets the flow. Otherwise they would hold what nobody translates.
+//! Records are made once the maps are filled, before they count, and go before netfilter forgets
+//! the flow: otherwise they would hold what nobody translates.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -24,8 +23,6 @@ use crate::conntrack_gc::{now, twin_key};
 use crate::maps::{MapFailure, Table};
 use crate::sync::Contents;
 
-/// Names no service, no backend and no generation.
-const NONE: u32 = u32::MAX;
 /// From the end of one look at the flows to the next, at least.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// So many times as long as a look takes is between two.
@@ -42,15 +39,6 @@ pub enum UdpError {
     Map(#[from] MapFailure),
 }
 
-/// What became of flows when Beeline began to serve.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Kept {
-    /// Those that stay with their backends.
-    pub kept: usize,
-    /// Those to what is no backend of their Service any more: they move.
-    pub moved: usize,
-}
-
 /// Flows that are left to netfilter.
 #[derive(Debug)]
 pub struct UdpFlows {
@@ -61,21 +49,38 @@ pub struct UdpFlows {
 }
 
 impl UdpFlows {
-    /// Leaves all flows alone that netfilter translates.
+    /// Leaves all flows alone that netfilter translates to backends of their Services, given what
+    /// the maps hold. Returns them, and how many had another backend: those move.
     ///
     /// # Errors
     /// If connection tracking or the map refuses.
-    pub fn hold(flows: &mut Table<FlowKey, Flow>) -> Result<Self, UdpError> {
+    pub fn hold(
+        flows: &mut Table<FlowKey, Flow>,
+        contents: &Contents,
+    ) -> Result<(Self, usize), UdpError> {
+        let known = Known::new(contents);
         let mut held = Self {
             keys: BTreeSet::new(),
             interval: INTERVAL,
         };
+        let mut n_moved = 0;
         for connection in connections()? {
-            if hold(flows, &connection)?.is_some() {
-                held.keys.insert(bytemuck::cast(key(&connection)));
+            match known.backend(&connection) {
+                Ok(backend) => {
+                    let (key, record) = record(&connection, backend, now());
+                    if hold(flows, &key, &record)? {
+                        held.keys.insert(bytemuck::cast(key));
+                    }
+                }
+                Err(is_ours) => n_moved += usize::from(is_ours == IsOurs::Yes),
             }
         }
-        Ok(held)
+        Ok((held, n_moved))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
     }
 
     /// Whether there are none.
@@ -86,50 +91,6 @@ impl UdpFlows {
     /// From one look at them to the next.
     pub const fn interval(&self) -> Duration {
         self.interval
-    }
-
-    /// Gives the flows their backends, now that the maps hold `contents`. What began meanwhile is
-    /// left alone, too.
-    ///
-    /// # Errors
-    /// If connection tracking or the map refuses.
-    pub fn settle(
-        &mut self,
-        flows: &mut Table<FlowKey, Flow>,
-        contents: &Contents,
-    ) -> Result<Kept, UdpError> {
-        let known = Known::new(contents);
-        let before = std::mem::take(&mut self.keys);
-        let mut kept = Kept::default();
-        for connection in connections()? {
-            let Some(record) = hold(flows, &connection)? else {
-                continue;
-            };
-            let key = key(&connection);
-            match known.backend(&connection) {
-                Ok((id, backend)) => {
-                    let named = Flow {
-                        backend: id,
-                        generation: backend.generation,
-                        service: backend.service,
-                        role: FlowRole::Forward as u8,
-                        ..record
-                    };
-                    flows.insert(&twin_key(&key, &named), &twin(&key, &named))?;
-                    flows.insert(&key, &named)?;
-                    self.keys.insert(bytemuck::cast(key));
-                    kept.kept += 1;
-                }
-                Err(is_ours) => {
-                    forget(flows, &key)?;
-                    kept.moved += usize::from(is_ours == IsOurs::Yes);
-                }
-            }
-        }
-        for key in before.difference(&self.keys) {
-            forget(flows, &bytemuck::cast(*key))?;
-        }
-        Ok(kept)
     }
 
     /// Takes in what a predecessor left alone.
@@ -187,18 +148,18 @@ fn connections() -> Result<Vec<Connection>, UdpError> {
     Ok(connections)
 }
 
-/// Leaves a flow alone, unless there is a record already that says what becomes of it. Returns the
-/// record of the client's packets if they are left alone.
+/// Leaves a flow alone, unless there is a record already that says what becomes of it. Says whether
+/// it is left alone.
 fn hold(
     flows: &mut Table<FlowKey, Flow>,
-    connection: &Connection,
-) -> Result<Option<Flow>, UdpError> {
-    let (key, new) = record(connection, now());
-    if flows.insert_if_absent(&key, &new)? {
-        flows.insert(&twin_key(&key, &new), &twin(&key, &new))?;
-        return Ok(Some(new));
+    key: &FlowKey,
+    record: &Flow,
+) -> Result<bool, MapFailure> {
+    if flows.insert_if_absent(key, record)? {
+        flows.insert(&twin_key(key, record), &twin(key, record))?;
+        return Ok(true);
     }
-    Ok(flows.get(&key)?.filter(|old| is_left_alone(&key, old)))
+    Ok(flows.get(key)?.is_some_and(|old| is_left_alone(key, &old)))
 }
 
 fn forget(flows: &mut Table<FlowKey, Flow>, key: &FlowKey) -> Result<(), MapFailure> {
@@ -225,9 +186,12 @@ const fn key(connection: &Connection) -> FlowKey {
     }
 }
 
-/// The record that leaves what a client sends alone. Until it has a backend it is called an
-/// answer's, which goes on whatever becomes of backends.
-const fn record(connection: &Connection, now: u64) -> (FlowKey, Flow) {
+/// The record that leaves what a client sends alone.
+const fn record(
+    connection: &Connection,
+    (id, backend): (u32, Backend),
+    now: u64,
+) -> (FlowKey, Flow) {
     let state = if connection.is_assured {
         FlowState::UdpStream
     } else if connection.is_answered {
@@ -237,12 +201,12 @@ const fn record(connection: &Connection, now: u64) -> (FlowKey, Flow) {
     };
     let flow = Flow {
         to: connection.asked,
-        backend: NONE,
-        generation: NONE,
-        service: NONE,
+        backend: id,
+        generation: backend.generation,
+        service: backend.service,
         device: 0,
         state: state as u8,
-        role: FlowRole::Reverse as u8,
+        role: FlowRole::Forward as u8,
         twin_side: Side::Egress as u8,
         exit: Exit::Stack as u8,
         tick: 0,
@@ -336,7 +300,9 @@ mod tests {
 
     #[test]
     fn both_directions_are_left_alone_and_know_each_other() {
-        let (key, flow) = record(&connection(9, 80, 5), 7);
+        let known = known();
+        let asked = connection(9, 80, 5);
+        let (key, flow) = record(&asked, known.backend(&asked).unwrap(), 7);
         assert!(is_left_alone(&key, &flow));
         assert_eq!(flow.state, FlowState::UdpReplied as u8);
         let twin = twin(&key, &flow);

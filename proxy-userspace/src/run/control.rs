@@ -22,6 +22,7 @@ use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
+use crate::events::{Events, Trouble};
 use crate::loader::attach::Method;
 use crate::loader::pins::Pins;
 use crate::maps::Maps;
@@ -70,6 +71,8 @@ pub(super) struct Control {
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
+    /// Writes of some of them, with the Kubernetes API.
+    events: Option<Events>,
     retry: Option<(Instant, Duration)>,
     /// Until what failed is tried again, at first and at most.
     backoff: (Duration, Duration),
@@ -154,6 +157,7 @@ impl Control {
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
+            events: None,
             retry: None,
             backoff: (
                 options.min_sync_period.max(LEAST_PAUSE),
@@ -210,6 +214,7 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        self.events = source.events(&self.surroundings.config().name);
         let mut source_state = source.state();
         self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
@@ -284,10 +289,20 @@ impl Control {
             subject: subject.clone(),
             message: message.clone(),
         });
+        let of_source: Vec<_> = of_source.collect();
+        let (of_servers, of_maps) = (self.vitals.problems.all(), self.sync.problems());
+        if let Some(events) = &self.events {
+            events.tell([
+                (Trouble::Source, &*of_source),
+                (Trouble::Server, &of_servers),
+                (Trouble::Maps, &of_maps),
+            ]);
+        }
         self.status.problems = of_source
-            .chain(self.vitals.problems.all())
+            .into_iter()
+            .chain(of_servers)
             .chain(self.start_problem())
-            .chain(self.sync.problems())
+            .chain(of_maps)
             .chain(self.surroundings.problem())
             .chain(view.problems.iter().cloned())
             .collect();
@@ -404,9 +419,6 @@ impl Control {
         let start = Instant::now();
         self.follow_node();
         let is_first = !self.is_in_force;
-        if is_first {
-            self.take_over.begin(&mut self.maps);
-        }
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -437,7 +449,7 @@ impl Control {
         }
         self.is_in_force = true;
         if is_first {
-            self.take_over.settle(&mut self.maps);
+            self.take_over.begin(&mut self.maps);
         }
         self.conclude(start, names.len(), report);
     }

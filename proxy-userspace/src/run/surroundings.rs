@@ -69,9 +69,10 @@ pub(super) struct Surroundings {
     routes: watch::Sender<Option<BTreeSet<Route>>>,
     /// Whether a predecessor wrote settings, which, and what it knew then stays for a while.
     inherited: Option<Settings>,
-    /// Whether a predecessor's traffic was handed back. It is taken again when all is in force:
-    /// what the maps hold may be old.
-    was_handed_back: bool,
+    /// Whether traffic is left to the stack until all is in force: there is no predecessor, so that
+    /// kube-proxy may be serving, and half a table would refuse what it serves; or a predecessor has
+    /// handed it back, and what the maps hold may be old.
+    begins_anew: bool,
     /// Whether Node and ServiceCIDRs may become known after the Services.
     is_piecemeal: bool,
     /// When the first lists were complete.
@@ -97,7 +98,7 @@ impl Surroundings {
             config,
             routes,
             inherited: (!is_fresh).then_some(settings),
-            was_handed_back: settings.flags.contains(SettingsFlags::HANDED_BACK),
+            begins_anew: is_fresh || settings.flags.contains(SettingsFlags::HANDED_BACK),
             is_piecemeal,
             complete: None,
             last: None,
@@ -201,7 +202,7 @@ impl Surroundings {
             &view.local,
             view.host_device,
         );
-        if self.was_handed_back && !seen.is_in_force {
+        if self.begins_anew && !seen.is_in_force {
             let flags = &mut tables.settings.flags;
             *flags = flags.union(SettingsFlags::HANDED_BACK);
         }
@@ -227,6 +228,10 @@ impl Surroundings {
         }
         if self.is_early(seen, &new.settings) {
             return Ok(None);
+        }
+        if new.settings.flags.contains(SettingsFlags::HANDED_BACK) {
+            // Before anything is there that packets could be refused by.
+            let _is_new = maps.set_settings(&new.settings)?;
         }
         let _n_writes = maps.set_networks(&new.networks)?;
         let report = sync.set_node_addresses(new.addresses.clone(), maps);

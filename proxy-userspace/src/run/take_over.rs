@@ -30,7 +30,6 @@ pub(super) struct TakeOver {
     problems: Problems,
     /// Whether kube-proxy's rules are to be removed, once.
     replaces: bool,
-    held: Option<UdpFlows>,
     watcher: Option<mpsc::Sender<Message>>,
     is_told: bool,
 }
@@ -41,23 +40,14 @@ impl TakeOver {
             pins,
             problems,
             replaces,
-            held: None,
             watcher: None,
             is_told: false,
         }
     }
 
-    /// Before the first frontend is in force.
+    /// Once the maps have been filled for the first time, before they count.
     pub(super) fn begin(&mut self, maps: &mut Maps) {
-        self.held = noted(UdpFlows::hold(&mut maps.flows));
-    }
-
-    /// Once the maps have been filled for the first time.
-    pub(super) fn settle(&mut self, maps: &mut Maps) {
-        let held = self.held.take().and_then(|mut held| {
-            noted(settle(&mut held, maps))?;
-            Some(held)
-        });
+        let held = noted(hold(maps));
         let (messages, told) = mpsc::channel();
         let watcher = Watcher {
             flows: noted(Table::open(&self.pins, "FLOWS").map_err(UdpError::from)),
@@ -89,17 +79,16 @@ impl TakeOver {
     }
 }
 
-fn settle(held: &mut UdpFlows, maps: &mut Maps) -> Result<(), UdpError> {
+fn hold(maps: &mut Maps) -> Result<UdpFlows, UdpError> {
     let contents = maps.contents()?;
-    let kept = held.settle(&mut maps.flows, &contents)?;
-    if kept.kept + kept.moved > 0 {
+    let (held, n_moved) = UdpFlows::hold(&mut maps.flows, &contents)?;
+    if held.len() + n_moved > 0 {
         tracing::info!(
-            "{} flows of UDP stay with the backends that kube-proxy chose, {} move",
-            kept.kept,
-            kept.moved
+            "{} flows of UDP stay with the backends that kube-proxy chose, {n_moved} move",
+            held.len()
         );
     }
-    Ok(())
+    Ok(held)
 }
 
 /// Says what went wrong with flows of UDP, which move then.

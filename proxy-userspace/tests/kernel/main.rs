@@ -2,6 +2,10 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod api_cluster;
+#[path = "../support/api_server.rs"]
+mod api_server;
+mod api_trouble;
 mod cgroups;
 mod changes;
 mod cli;
@@ -39,6 +43,8 @@ mod socket_pods;
 mod socket_programs;
 mod socket_world;
 mod spread;
+mod take_over;
+mod take_over_rules;
 mod test_run;
 mod transfer;
 mod two_nodes;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -159,10 +159,13 @@ impl ApiServer {
 
     /// Starts another one of the same cluster.
     pub(crate) async fn twin(&self) -> Self {
-        let anywhere = SocketAddr::new(self.address.ip(), 0);
-        Self::serve(anywhere, Arc::clone(&self.shared))
-            .await
-            .unwrap()
+        self.twin_at(self.address.ip()).await
+    }
+
+    /// Starts another one of the same cluster at another address.
+    pub(crate) async fn twin_at(&self, ip: IpAddr) -> Self {
+        let shared = Arc::clone(&self.shared);
+        Self::serve(SocketAddr::new(ip, 0), shared).await.unwrap()
     }
 
     async fn serve(address: SocketAddr, shared: Arc<Shared>) -> io::Result<Self> {
