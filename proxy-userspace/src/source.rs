@@ -8,6 +8,8 @@ pub mod file;
 pub mod kubernetes;
 mod ledger;
 pub mod parse;
+mod rights;
 
 pub use file::{FileError, FileSource};
 pub use kubernetes::{KubernetesError, KubernetesSource};
+pub use rights::{Right, rights, rights_for_pods};
