@@ -5,14 +5,16 @@ mod manifests {
     pub(crate) mod chart;
 }
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use beeline::privileges::{NEEDS, Need, Term};
 use beeline::source::{Right, rights, rights_for_pods};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PodSpec, PodTemplateSpec, ServiceAccount, VolumeMount,
+};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -347,6 +349,8 @@ fn versions_are_this_one() {
     .unwrap();
     let template: PodTemplateSpec = typed(&patch["spec"]["template"]);
     assert_eq!(template.spec.unwrap().containers[0].image, image);
+    let dockerfile = read(&deploy().join("../Dockerfile"));
+    assert!(dockerfile.contains(&format!("\nARG VERSION={version}\n")));
 }
 
 /// What the patch makes of kubeadm's DaemonSet has the pod what ours has, beside what it had.
@@ -371,13 +375,19 @@ fn the_patch_gives_kube_proxys_daemon_set_what_ours_has() {
     assert_eq!(after.containers.len(), 1);
     assert_eq!(after_container.image, container().image);
     assert_eq!(after_container.command, before_container.command);
-    let is_ours = |name: &str| !["config", "kube-proxy"].contains(&name);
-    let ours = container().volume_mounts.unwrap();
-    let had = before_container.volume_mounts.unwrap();
-    let has = after_container.volume_mounts.unwrap();
-    for mount in ours.iter().filter(|it| is_ours(&it.name)).chain(&had) {
-        assert!(has.contains(mount), "{mount:?}");
-    }
+    let is_ours = |name: &str| name != "config";
+    let place = |mount: &VolumeMount| {
+        let is_read_only = mount.read_only.unwrap_or_default();
+        (mount.name.clone(), mount.mount_path.clone(), is_read_only)
+    };
+    let places = |container: &Container| -> BTreeSet<_> {
+        let mounts = container.volume_mounts.iter().flatten();
+        mounts.map(place).collect()
+    };
+    let mut expected = places(&container());
+    expected.retain(|(name, ..)| is_ours(name));
+    expected.extend(places(&before_container));
+    assert_eq!(places(&after_container), expected);
     let has = after.volumes.unwrap();
     for volume in pod().volumes.unwrap().iter().filter(|it| is_ours(&it.name)) {
         assert!(has.contains(volume), "{volume:?}");
@@ -385,4 +395,46 @@ fn the_patch_gives_kube_proxys_daemon_set_what_ours_has() {
     for volume in &before.volumes.unwrap() {
         assert!(has.contains(volume), "{volume:?}");
     }
+}
+
+/// The blocks of YAML in the instructions.
+fn examples() -> Vec<String> {
+    let text = read(&deploy().join("../docs/install.md"));
+    let blocks = text.split("```yaml\n").skip(1);
+    let ends = blocks.map(|block| block.split("```").next().unwrap().to_owned());
+    ends.collect()
+}
+
+#[test]
+fn the_instructions_kustomization_works() {
+    let mut examples = examples().into_iter();
+    let example = examples
+        .find(|it| it.contains("kind: Kustomization"))
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // In a folder beside the repository, with the commented line in force.
+    let place = folder.path().join("mine");
+    std::fs::create_dir(&place).unwrap();
+    std::os::unix::fs::symlink(deploy().join(".."), folder.path().join("beeline")).unwrap();
+    let text = example.replace("\n# components:", "\ncomponents:");
+    assert_ne!(text, example);
+    std::fs::write(place.join("kustomization.yaml"), text).unwrap();
+    let Some(made) = output(Command::new("kubectl").arg("kustomize").arg(&place)) else {
+        return;
+    };
+    let made = by_name(objects(&made));
+    let object = |kind: &str, name: &str| &made[&(kind.to_owned(), name.to_owned())];
+    let base = by_name(base());
+    let (config, own) = (
+        object("ConfigMap", "beeline"),
+        &base[&("ConfigMap".into(), "beeline".into())],
+    );
+    assert_eq!(config["data"]["config.conf"], own["data"]["config.conf"]);
+    assert_eq!(config["data"]["beeline.yaml"]["goneBackends"], "keep");
+    let daemon_set: DaemonSet = typed(object("DaemonSet", "beeline"));
+    let pod = daemon_set.spec.unwrap().template.spec.unwrap();
+    let image = pod.containers[0].image.as_deref();
+    assert_eq!(image, Some("registry.example/beeline:0.1.0"));
+    let pods: ClusterRole = typed(object("ClusterRole", "beeline-pods"));
+    assert_eq!(granted(&pods), wanted(&rights_for_pods()));
 }
