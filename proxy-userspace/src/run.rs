@@ -10,11 +10,13 @@ mod logs;
 mod origin;
 mod socket_edge;
 mod surroundings;
+mod take_over;
 mod unread;
 mod vitals;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
@@ -24,6 +26,7 @@ use self::edges::{Edges, Host};
 pub use self::origin::Origin;
 use self::origin::Source;
 use self::socket_edge::{Site, SocketEdge};
+use crate::config::InForce;
 use crate::conntrack_gc::{Collector, Timeouts};
 use crate::devices::{Patterns, host_edge, monitor};
 use crate::loader::attach::{Attacher, Method};
@@ -31,7 +34,7 @@ use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
 use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
-use crate::loader::{self, LoadError, Loaded, Programs, SocketPrograms};
+use crate::loader::{self, LoadError, Loaded, Place, Programs, SocketPrograms};
 use crate::maps::Maps;
 use crate::node::{NodeConfig, SocketLb};
 use crate::pods::Skip;
@@ -66,6 +69,17 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// Twice this a change may wait until the node counts as unhealthy, and at most this long what
+    /// failed waits until it is tried again (rule R183).
+    pub sync_period: Duration,
+    /// How long what failed waits at first (rule R183).
+    pub min_sync_period: Duration,
+    /// Whether an address that a server cannot listen on ends the daemon (rule R184).
+    pub bind_address_hard_fail: bool,
+    /// What all of this comes from.
+    pub config: Arc<InForce>,
+    /// Whether kube-proxy's rules are removed once everything is in force.
+    pub replace_kube_proxy: bool,
 }
 
 /// The kernel programs.
@@ -124,18 +138,29 @@ async fn start_at(
         maps,
         programs,
         sockets,
+        place,
         rest,
     } = loader::load(OBJECT, pins, &options.sizes, features, with_sockets)?;
+    let needs_services = rest.needs_services();
     let job = Attach {
         options,
         pins,
         method,
+        place,
         site,
     };
     match job.attach(maps, programs, sockets).await {
-        Ok((control, edges)) => {
-            if let Err(error) = rest.finish(pins) {
-                tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
+        Ok((mut control, edges)) => {
+            let pins = pins.clone();
+            let finish = move || {
+                if let Err(error) = rest.finish(&pins) {
+                    tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
+                }
+            };
+            if needs_services {
+                control.when_in_force(finish);
+            } else {
+                finish();
             }
             Ok(Node {
                 source,
@@ -155,6 +180,7 @@ struct Attach<'a> {
     options: &'a Options,
     pins: &'a Pins,
     method: Method,
+    place: Place,
     site: &'a Site,
 }
 
@@ -171,7 +197,8 @@ impl Attach<'_> {
         let (routes, wanted_routes) = watch::channel(None);
         let control = Control::new(options, maps, self.method, routes)?;
         let netlink = monitor::connect()?;
-        let attacher = Attacher::new(self.method, self.pins.clone(), netlink.clone(), programs);
+        let how = (self.method, self.place);
+        let attacher = Attacher::new(how, self.pins.clone(), netlink.clone(), programs);
         let state_dir = options.state_dir.clone();
         let (host, is_made) = Host::start(netlink.clone(), state_dir, wanted_routes).await;
         let edges = match Edges::start(attacher, options.devices.clone(), host).await {

@@ -9,7 +9,9 @@ pub mod kubernetes;
 mod ledger;
 pub mod parse;
 mod rights;
+pub mod state;
 
 pub use file::{FileError, FileSource};
 pub use kubernetes::{KubernetesError, KubernetesSource};
 pub use rights::{Right, rights, rights_for_pods};
+pub use state::{ResourceState, Restart, SourceState};

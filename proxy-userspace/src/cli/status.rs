@@ -16,7 +16,7 @@ use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
 use crate::node::SocketLb;
 use crate::sockets::Counts;
-use crate::status::{self as file, PodsStatus, SocketEdgeStatus, Status};
+use crate::status::{self as file, PodsStatus, ResourceStatus, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
 #[derive(Serialize, Debug)]
@@ -366,6 +366,11 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     }
     rows.push(row("node", daemon.node.clone()));
     rows.push(row("source", daemon.source.clone()));
+    for (name, resource) in &daemon.resources {
+        if let Some(text) = away(resource, &ago(resource.since)) {
+            rows.push(row("", format!("{name}: {text}")));
+        }
+    }
     if let Some(sync) = &daemon.last_sync {
         let text = format!(
             "{} ago: {} Services, {} writes, {} pending, in {:.1?}",
@@ -404,6 +409,15 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     let modes = daemon.modes.iter();
     rows.extend(modes.map(|(option, value)| row(option, value.clone())));
     rows
+}
+
+/// What is to be said of a resource that is not heard of.
+fn away(resource: &ResourceStatus, time: &str) -> Option<String> {
+    match (resource.connected, resource.listed) {
+        (true, _) => None,
+        (false, true) => Some(format!("no news for {time}")),
+        (false, false) => Some(format!("nothing known for {time}")),
+    }
 }
 
 fn socket_edge(edge: &SocketEdgeStatus) -> String {
@@ -454,6 +468,7 @@ mod tests {
             started: 3,
             node: "n1".to_owned(),
             source: "manifests in x".to_owned(),
+            resources: BTreeMap::new(),
             synced: true,
             last_sync: None,
             problems: Vec::new(),
@@ -530,6 +545,41 @@ mod tests {
                 "{reasons:?}"
             );
         }
+    }
+
+    #[test]
+    fn resources_that_are_away_are_named_whatever_the_clock_says() {
+        let resource = |connected, listed, since| ResourceStatus {
+            listed,
+            connected,
+            since,
+            restarts: BTreeMap::new(),
+        };
+        let resources = [
+            ("nodes", resource(true, true, 0)),
+            ("pods", resource(false, false, 940)),
+            // The clock was set back since.
+            ("services", resource(false, true, u64::MAX)),
+        ];
+        let mut status = daemon();
+        status.resources = resources.map(|(name, it)| (name.to_owned(), it)).into();
+        let view = View {
+            healthy: true,
+            reasons: Vec::new(),
+            running: true,
+            daemon: Some(status),
+            attached: Vec::new(),
+            socket_programs: Vec::new(),
+            maps: Vec::new(),
+            outcomes: Vec::new(),
+        };
+        let rows: Vec<_> = overview(&view, 1000)
+            .into_iter()
+            .filter(|row| row[1].contains("for ") && row[0].is_empty())
+            .map(|row| row[1].clone())
+            .collect();
+        let shown = ["pods: nothing known for 60s", "services: no news for 0ms"];
+        assert_eq!(rows, shown);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::known_pods::KnownPods;
 use super::origin::Source;
 use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
+use super::take_over::TakeOver;
 use super::unread::{Unread, lacks_slices};
 use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
@@ -22,6 +23,7 @@ use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
 use crate::loader::attach::Method;
+use crate::loader::pins::Pins;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
@@ -35,10 +37,10 @@ const BATCH: usize = 65_536;
 const CHUNK: usize = 4096;
 /// After how long something shows that it is at work.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What failed is not tried again earlier, whatever is asked for.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// The status file is not written more often.
 const STATUS_PAUSE: Duration = Duration::from_millis(100);
-/// Until what failed is tried again, at first and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Services that are to be compiled anew.
 #[derive(Default)]
@@ -62,12 +64,15 @@ pub(super) struct Control {
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
     vitals: super::vitals::Vitals,
+    take_over: TakeOver,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
     retry: Option<(Instant, Duration)>,
+    /// Until what failed is tried again, at first and at most.
+    backoff: (Duration, Duration),
     status: Status,
     written: Option<(Instant, Status)>,
     /// The pods that the socket edge tells apart.
@@ -78,6 +83,8 @@ pub(super) struct Control {
     keeper: Option<KeeperHandle>,
     /// Detached backends that the collector has been asked for.
     asked: Option<BTreeSet<u32>>,
+    /// What is to be done once, when all is in force.
+    when_in_force: Option<Box<dyn FnOnce() + Send>>,
     /// Which of them are in use.
     answers: (
         UnboundedSender<BTreeSet<u32>>,
@@ -105,6 +112,7 @@ impl Control {
             started: status::unix_time(),
             node: options.node.name.to_string(),
             source: options.origin.to_string(),
+            resources: BTreeMap::new(),
             synced: false,
             last_sync: None,
             problems: Vec::new(),
@@ -117,7 +125,17 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
+        let vitals = super::vitals::Vitals::start(
+            options.healthz.0,
+            options.metrics.0,
+            options.sync_period,
+        );
         Ok(Self {
+            take_over: TakeOver::new(
+                Pins::new(&options.bpffs),
+                options.replace_kube_proxy,
+                vitals.problems.clone(),
+            ),
             surroundings: Surroundings::new(
                 options.node.clone(),
                 matches!(options.origin, super::Origin::Kubernetes(_)),
@@ -131,18 +149,23 @@ impl Control {
             is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
-            vitals: super::vitals::Vitals::start(options.healthz.0, options.metrics.0),
+            vitals,
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
             retry: None,
+            backoff: (
+                options.min_sync_period.max(LEAST_PAUSE),
+                options.sync_period,
+            ),
             status,
             written: None,
             pods: None,
             collector: None,
             keeper: None,
             asked: None,
+            when_in_force: None,
             answers: unbounded_channel(),
         })
     }
@@ -169,6 +192,11 @@ impl Control {
         Ok(self)
     }
 
+    /// Has this done once, when all that was known at first is in force.
+    pub(super) fn when_in_force(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.when_in_force = Some(Box::new(work));
+    }
+
     /// Follows the source until a signal comes.
     ///
     /// # Errors
@@ -182,6 +210,8 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        let mut source_state = source.state();
+        self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -205,6 +235,9 @@ impl Control {
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = source_state.changed() => {
+                    self.status.resources = status::resources(&source_state.borrow_and_update());
+                }
                 Ok(()) = left.changed() => {
                     self.status.socket_edge.left = *left.borrow_and_update();
                 }
@@ -266,7 +299,14 @@ impl Control {
         self.status.node_devices = named(&[Role::NodeEdge]);
         self.status.host_devices = named(&[Role::HostEdge, Role::Loopback]);
         self.status.node_addresses = self.surroundings.node_addresses();
-        self.status.synced |= self.is_in_force && self.surroundings.has_routes(&view);
+        let is_synced = self.is_in_force && self.surroundings.has_routes(&view);
+        if is_synced && let Some(work) = self.when_in_force.take() {
+            tokio::task::block_in_place(work);
+        }
+        self.status.synced |= is_synced;
+        if self.status.synced && self.retry.is_none() {
+            self.take_over.is_in_force();
+        }
         self.write_status();
     }
 
@@ -277,6 +317,7 @@ impl Control {
             view: &view,
             world: &self.world,
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         };
         let report = self
             .surroundings
@@ -362,6 +403,7 @@ impl Control {
     fn follow(&mut self) {
         let start = Instant::now();
         self.follow_node();
+        let is_first = !self.is_in_force;
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -391,6 +433,9 @@ impl Control {
             report = sum(report, finished);
         }
         self.is_in_force = true;
+        if is_first {
+            self.take_over.begin(&mut self.maps);
+        }
         self.conclude(start, names.len(), report);
     }
 
@@ -452,9 +497,10 @@ impl Control {
 
     fn plan_retry(&mut self, n_pending: usize) {
         self.retry = (n_pending > 0).then(|| {
+            let (first, longest) = self.backoff;
             let pause = self
                 .retry
-                .map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
+                .map_or(first, |(_, pause)| (pause * 2).min(longest));
             (Instant::now() + pause, pause)
         });
     }

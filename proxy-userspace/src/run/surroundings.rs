@@ -30,6 +30,8 @@ pub(super) struct Seen<'a> {
     pub(super) world: &'a World,
     /// Whether the first lists of Services are complete.
     pub(super) is_complete: bool,
+    /// Whether the maps hold what the first lists told.
+    pub(super) is_in_force: bool,
 }
 
 /// What was seen last.
@@ -38,6 +40,7 @@ struct Last {
     node: Option<Node>,
     service_cidrs: Vec<IpNet>,
     is_complete: bool,
+    is_in_force: bool,
 }
 
 impl Seen<'_> {
@@ -46,6 +49,7 @@ impl Seen<'_> {
             && self.world.node() == last.node.as_ref()
             && self.world.service_cidrs() == last.service_cidrs
             && self.is_complete == last.is_complete
+            && self.is_in_force == last.is_in_force
     }
 
     fn keep(&self) -> Last {
@@ -54,6 +58,7 @@ impl Seen<'_> {
             node: self.world.node().cloned(),
             service_cidrs: self.world.service_cidrs().to_vec(),
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         }
     }
 }
@@ -64,6 +69,10 @@ pub(super) struct Surroundings {
     routes: watch::Sender<Option<BTreeSet<Route>>>,
     /// Whether a predecessor wrote settings, which, and what it knew then stays for a while.
     inherited: Option<Settings>,
+    /// Whether traffic is left to the stack until all is in force: there is no predecessor, so that
+    /// kube-proxy may be serving, and half a table would refuse what it serves; or a predecessor has
+    /// handed it back, and what the maps hold may be old.
+    begins_anew: bool,
     /// Whether Node and ServiceCIDRs may become known after the Services.
     is_piecemeal: bool,
     /// When the first lists were complete.
@@ -89,6 +98,7 @@ impl Surroundings {
             config,
             routes,
             inherited: (!is_fresh).then_some(settings),
+            begins_anew: is_fresh || settings.flags.contains(SettingsFlags::HANDED_BACK),
             is_piecemeal,
             complete: None,
             last: None,
@@ -185,13 +195,18 @@ impl Surroundings {
     fn tables(&self, seen: &Seen<'_>) -> NodeTables {
         let Seen { view, world, .. } = seen;
         let cidrs = world.service_cidrs();
-        tables(
+        let mut tables = tables(
             &self.config,
             world.node(),
             cidrs,
             &view.local,
             view.host_device,
-        )
+        );
+        if self.begins_anew && !seen.is_in_force {
+            let flags = &mut tables.settings.flags;
+            *flags = flags.union(SettingsFlags::HANDED_BACK);
+        }
+        tables
     }
 
     fn write(
@@ -213,6 +228,10 @@ impl Surroundings {
         }
         if self.is_early(seen, &new.settings) {
             return Ok(None);
+        }
+        if new.settings.flags.contains(SettingsFlags::HANDED_BACK) {
+            // Before anything is there that packets could be refused by.
+            let _is_new = maps.set_settings(&new.settings)?;
         }
         let _n_writes = maps.set_networks(&new.networks)?;
         let report = sync.set_node_addresses(new.addresses.clone(), maps);

@@ -1,7 +1,7 @@
 //! The whole daemon behind an API server that speaks real HTTP, on the node itself.
 
 #[path = "../support/api_server.rs"]
-mod api_server;
+pub(crate) mod api_server;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
