@@ -68,7 +68,8 @@ pub const NEEDS: [Need; 5] = [
         capability: CapabilitySet::SYS_RESOURCE,
         name: "SYS_RESOURCE",
         term: Term::Start,
-        why: "up to Linux 5.10 maps count as locked memory, the limit of which has to be lifted",
+        why: "up to Linux 5.10 maps count as locked memory, the limit of which has to be lifted; \
+              --oom-score-adj below what it was",
     },
     Need {
         capability: CapabilitySet::DAC_READ_SEARCH,

@@ -12,6 +12,7 @@ mod cli;
 mod client;
 mod closed_doors;
 mod cluster;
+mod container;
 mod departures;
 mod every_address;
 mod foreign_program;

@@ -23,7 +23,7 @@ use crate::cluster::{Endpoint, Service, TARGET_PORT, beeline};
 /// How long the daemon may take to notice what changes.
 const NOTICED: Duration = Duration::from_secs(20);
 
-fn capabilities(is_meant: impl Fn(&Need) -> bool) -> CapabilitySet {
+pub(crate) fn capabilities(is_meant: impl Fn(&Need) -> bool) -> CapabilitySet {
     let needs = NEEDS.iter().filter(|need| is_meant(need));
     needs.map(|need| need.capability).collect()
 }
@@ -39,7 +39,7 @@ fn after<T: Send>(change: impl FnOnce() + Send, work: impl FnOnce() -> T + Send)
 }
 
 /// Processes that `work` starts can have these capabilities and no others, as in a container.
-fn with_at_most<T: Send>(granted: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn with_at_most<T: Send>(granted: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
     let limit = || {
         for capability in (CapabilitySet::all() - granted).iter() {
             if capability_is_in_bounding_set(capability) == Ok(true) {
@@ -52,7 +52,7 @@ fn with_at_most<T: Send>(granted: CapabilitySet, work: impl FnOnce() -> T + Send
 }
 
 /// What `work` mounts and unmounts is so for it and its offspring alone.
-fn in_a_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_a_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let part = || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -93,7 +93,7 @@ fn has_device(daemon: &Daemon, pod: &Pod) -> bool {
 }
 
 /// What `beeline status` has to complain about.
-fn problems(daemon: &Daemon) -> Vec<Value> {
+pub(crate) fn problems(daemon: &Daemon) -> Vec<Value> {
     let status = daemon.status();
     status["problems"].as_array().cloned().unwrap_or_default()
 }
