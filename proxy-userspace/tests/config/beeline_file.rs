@@ -38,7 +38,7 @@ fn example(option: &str, value_name: &str) -> (&'static str, &'static str) {
 }
 
 /// The options that `beeline run --help` has, with the names of their values.
-fn options(folder: &Folder) -> BTreeMap<String, String> {
+pub(super) fn options(folder: &Folder) -> BTreeMap<String, String> {
     let help = folder.beeline(&["run", "--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
     let option = |line: &str| {
