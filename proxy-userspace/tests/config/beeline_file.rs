@@ -46,6 +46,7 @@ pub(super) fn options(folder: &Folder) -> BTreeMap<String, String> {
         let value = rest.split(['<', '>']).nth(1).unwrap_or_default();
         Some((name.to_owned(), value.to_owned()))
     };
+    let (help, _) = help.split_once("kube-proxy's flags").unwrap();
     help.lines().filter_map(option).collect()
 }
 

@@ -28,7 +28,7 @@ fn every_option_is_in_the_table() {
         .filter(|line| line.starts_with("| `--"))
         .collect();
     for option in options(&Folder::new()).keys() {
-        let is_named = |row: &&str| {
+        let is_named = |row: &str| {
             let (cell, _) = row[2..].split_once(" | ").unwrap();
             // Sizes have a table of their own.
             cell.split(['`', ' ', ','])
@@ -36,7 +36,7 @@ fn every_option_is_in_the_table() {
                 || option.starts_with("max-")
         };
         assert!(
-            rows.iter().any(|row| is_named(&row)),
+            rows.iter().any(|row| is_named(row)),
             "no row for --{option}"
         );
     }
