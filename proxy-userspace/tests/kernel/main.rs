@@ -12,6 +12,7 @@ mod cli;
 mod client;
 mod closed_doors;
 mod cluster;
+mod configuration;
 mod container;
 mod departures;
 mod every_address;
