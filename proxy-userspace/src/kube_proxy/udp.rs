@@ -236,6 +236,8 @@ const fn record(connection: &Connection, now: u64) -> (FlowKey, Flow) {
         FlowState::UdpUnreplied
     };
     let flow = Flow {
+        #[cfg(feature = "next-layout")]
+        rehearsed: 0,
         to: connection.asked,
         backend: NONE,
         generation: NONE,

@@ -23,10 +23,11 @@ use proxy_common::abi::{
     FragmentPorts, Frontend, FrontendKey, ServiceName, Settings, SettingsFlags, SocketRecord,
 };
 
+use super::attach::AttachError;
 use super::migrate::{self, Origin};
 use super::pins::Pins;
 use super::sizes::{MAPS, Plan, Spec};
-use super::{LoadError, attach, map_info, pin_map, remove_file};
+use super::{LoadError, map_info, pin_map, remove_file};
 use crate::maps::{List, MapFailure, Table, Trie, wait_for_programs};
 
 /// The map by which programs are told to hand back: old and new ones each need their own.
@@ -100,8 +101,11 @@ impl Handover {
         self.copiers.push((name, copier));
     }
 
-    /// Lets the new programs take the place of the old ones.
-    pub(super) fn finish(mut self, pins: &Pins) -> Result<(), LoadError> {
+    /// Lets the new programs, which `settle` does, take the place of the old ones.
+    pub(super) async fn finish(
+        mut self,
+        settle: impl Future<Output = Result<(), AttachError>>,
+    ) -> Result<(), LoadError> {
         for (settings, hand_back) in &self.settings {
             hand_back(settings)?;
             migrate::step("handed-back");
@@ -112,7 +116,7 @@ impl Handover {
             self.copy()?;
             migrate::step("copied-again");
         }
-        attach::settle(pins)?;
+        settle.await?;
         migrate::step("settled");
         if !self.is_empty() {
             wait_for_programs();

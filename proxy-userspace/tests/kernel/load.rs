@@ -111,7 +111,7 @@ impl Load {
                         return Err(io::Error::other(format!("only after {took:?}")));
                     }
                     let _before = self.n_short.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(PAUSE / 4);
+                    std::thread::sleep(PAUSE);
                 }
                 Ok(())
             },

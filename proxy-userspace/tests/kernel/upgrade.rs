@@ -142,13 +142,13 @@ fn nobody_notices_larger_maps() {
             "--attach",
             method,
             "--max-flows",
-            "4096",
+            "16384",
             "--max-backends",
             "100",
         ];
         let world = World::new(Layout::Routed, 1500, &start);
         while_all_talk(world, |world, go_on| {
-            for (flows, backends) in [("8192", "100"), ("16384", "200"), ("32768", "300")] {
+            for (flows, backends) in [("32768", "100"), ("65536", "200")] {
                 world.start_again_with(&[
                     "--attach",
                     method,
