@@ -12,8 +12,10 @@ use serde::Serialize;
 
 use self::wait::End;
 use super::{Error, Paths, ReadArgs, block_on, print};
+use crate::causes;
 use crate::conntrack_gc;
 use crate::devices::{host_edge, monitor, routes};
+use crate::kube_proxy;
 use crate::loader::checks::{self, CheckError};
 use crate::loader::lock::Lock;
 use crate::loader::pins::{self, Pins};
@@ -65,6 +67,8 @@ struct Removed {
     links: usize,
     /// Pinned maps.
     maps: Vec<String>,
+    /// Tables of nf_tables that kept kube-proxy's connections alive, one for each family.
+    tables: usize,
     /// Kernel settings that have the value again that they had before.
     settings: Vec<String>,
     /// Files and folders.
@@ -93,6 +97,10 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
         ..Removed::default()
     };
     block_on(detach(&pins, &mut removed))?;
+    match kube_proxy::remove_keeper() {
+        Ok(n_tables) => removed.tables = n_tables,
+        Err(error) => eprintln!("table beeline stays: {}", causes::line(&error)),
+    }
     removed.settings = host_edge::put_back(&paths.state_dir)?;
     match checks::is_bpffs(&paths.bpffs) {
         Ok(()) => unpin(&pins, &mut removed)?,
@@ -171,6 +179,9 @@ fn text(removed: &Removed) -> String {
             "{} programs taken off their cgroup",
             removed.socket_programs
         ));
+    }
+    if removed.tables > 0 {
+        lines.push("table beeline of nf_tables removed".to_owned());
     }
     if removed.links > 0 {
         lines.push(format!(
