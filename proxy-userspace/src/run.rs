@@ -15,7 +15,8 @@ mod unread;
 mod vitals;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use self::edges::{Edges, Host};
 pub use self::origin::Origin;
 use self::origin::Source;
 use self::socket_edge::{Site, SocketEdge};
+use crate::config::InForce;
 use crate::conntrack_gc::{Collector, Timeouts};
 use crate::devices::{Patterns, host_edge, monitor};
 use crate::loader::attach::{Attacher, Method};
@@ -67,6 +69,15 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// Twice this a change may wait until the node counts as unhealthy, and at most this long what
+    /// failed waits until it is tried again (rule R183).
+    pub sync_period: Duration,
+    /// How long what failed waits at first (rule R183).
+    pub min_sync_period: Duration,
+    /// Whether an address that a server cannot listen on ends the daemon (rule R184).
+    pub bind_address_hard_fail: bool,
+    /// What all of this comes from.
+    pub config: Arc<InForce>,
     /// Whether kube-proxy's rules are removed once everything is in force.
     pub replace_kube_proxy: bool,
 }

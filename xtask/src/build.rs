@@ -23,6 +23,10 @@ pub(crate) struct Args {
     /// Optimise the command too
     #[arg(long)]
     release: bool,
+    /// Link it statically, for this target such as aarch64-unknown-linux-gnu: for an image; implies
+    /// --release
+    #[arg(long, value_name = "TARGET")]
+    static_for: Option<String>,
     /// Build `beeline-next` as well, whose maps have another layout: for tests of upgrades
     #[arg(long)]
     next: bool,
@@ -41,7 +45,10 @@ pub(crate) struct Built {
 /// # Errors
 /// As [`build`].
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let built = build(args.release)?;
+    let built = match &args.static_for {
+        Some(target) => build_static(target)?,
+        None => build(args.release)?,
+    };
     println!("kernel programs: {}", built.object.display());
     println!("command:         {}", built.beeline.display());
     if args.next {
@@ -65,6 +72,27 @@ pub(crate) fn build(release: bool) -> Result<Built> {
     Ok(Built {
         object,
         beeline: workspace::target_dir()?.join(profile).join("beeline"),
+    })
+}
+
+/// Builds everything for a machine that has nothing: the command depends on no other file.
+///
+/// # Errors
+/// As [`build`]; if the compiler or a linker for the target is missing.
+fn build_static(target: &str) -> Result<Built> {
+    let object = kernel_programs()?;
+    process::run(
+        process::cargo()
+            .args(["build", "--package", "proxy-userspace", "--bin", "beeline"])
+            .args(["--release", "--target", target])
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+    )?;
+    Ok(Built {
+        object,
+        beeline: workspace::target_dir()?
+            .join(target)
+            .join("release/beeline"),
     })
 }
 

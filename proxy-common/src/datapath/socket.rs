@@ -13,7 +13,7 @@ use super::select::{self, Asker, Chosen, Refusal, select_backend};
 use super::{Count, Hook, Sockets};
 use crate::abi::{
     Addr, DatagramKey, DatagramSide, FlowKey, Frontend, FrontendFlags, Pass, Peer, PodFlags,
-    Protocol, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
+    Protocol, RefusalReason, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
 };
 
 /// A socket that dials.
@@ -60,7 +60,7 @@ pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
         Ok(record) if sockets.put_connected(dial.cookie, &record) => {
             return Answer::Point(Rewrite::Connect, record.backend);
         }
-        Ok(_) => Answer::Leave(Pass::ByPacket),
+        Ok(_) => Answer::Leave(Pass::SocketsFull),
         Err(answer) => answer,
     };
     // It may have been connected before. Mostly it was not, and a look is cheaper than a removal.
@@ -93,7 +93,7 @@ pub fn send<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
             {
                 Answer::Point(Rewrite::Datagram, record.backend)
             } else {
-                Answer::Leave(Pass::ByPacket)
+                Answer::Leave(Pass::SocketsFull)
             }
         }
         Err(answer) => {
@@ -278,7 +278,13 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
     let record = judge(sockets, dial, frontend);
     match record {
         Ok(_) => sockets.count(frontend.service, 0, Count::Flow),
-        Err(Answer::Refuse) => sockets.count(frontend.service, 0, Count::Refused),
+        Err(Answer::Refuse) => {
+            sockets.count(
+                frontend.service,
+                0,
+                Count::Refused(RefusalReason::NoEndpoint),
+            );
+        }
         Err(_) => {}
     }
     record

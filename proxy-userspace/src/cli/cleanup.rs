@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Command, FromArgMatches as _};
 use serde::Serialize;
 
 use self::wait::End;
@@ -41,6 +41,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     let seconds = conntrack_gc::parse_seconds(text).filter(|seconds| *seconds <= YEAR);
     let seconds = seconds.ok_or("give whole seconds, or a number with s, m, h or d")?;
     Ok(Duration::from_secs(seconds))
+}
+
+/// The same as `beeline cleanup` without options.
+pub(super) fn by_default(paths: &Paths) -> anyhow::Result<ExitCode> {
+    let command = CleanupArgs::augment_args(Command::new("cleanup"));
+    let matches = command.try_get_matches_from(["cleanup"])?;
+    Ok(cleanup(paths, &CleanupArgs::from_arg_matches(&matches)?)?)
 }
 
 /// What was removed.

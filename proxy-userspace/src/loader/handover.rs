@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use bytemuck::Pod;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, ServiceName, Settings, SettingsFlags, SocketRecord,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, ServiceName,
+    Settings, SettingsFlags, SocketClient, SocketRecord,
 };
 
 use super::migrate::{self, Origin};
@@ -164,6 +165,10 @@ pub(super) fn copier(name: &'static str, old: &Path, new: &Path) -> Result<Copie
         "FRONTENDS" => table::<FrontendKey, Frontend, _>(name, old, new, same, keep),
         "ADDRESSES" => table::<Addr, AddressFlags, _>(name, old, new, same, keep),
         "SOURCE_RANGES" => trie::<[u32; 5], u32>(name, old, new),
+        "NETWORKS" => trie::<[u32; 4], NetworkFlags>(name, old, new),
+        "DEVICES" => table::<u32, Device, _>(name, old, new, same, keep),
+        "CLIENTS" => table::<u64, SocketClient, _>(name, old, new, same, keep),
+        "PODS" => table::<u64, PodFlags, _>(name, old, new, same, keep),
         "SERVICES" => table::<u32, ServiceName, _>(name, old, new, same, keep),
         "FLOWS" => table::<FlowKey, Flow, _>(name, old, new, same, further),
         "AFFINITY" => table::<AffinityKey, Affinity, _>(name, old, new, same, keep),

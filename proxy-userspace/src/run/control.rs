@@ -22,6 +22,7 @@ use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
+use crate::events::{Events, Trouble};
 use crate::loader::attach::Method;
 use crate::loader::pins::Pins;
 use crate::maps::Maps;
@@ -37,10 +38,10 @@ const BATCH: usize = 65_536;
 const CHUNK: usize = 4096;
 /// After how long something shows that it is at work.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What failed is not tried again earlier, whatever is asked for.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// The status file is not written more often.
 const STATUS_PAUSE: Duration = Duration::from_millis(100);
-/// Until what failed is tried again, at first and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Services that are to be compiled anew.
 #[derive(Default)]
@@ -70,7 +71,11 @@ pub(super) struct Control {
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
+    /// Writes of some of them, with the Kubernetes API.
+    events: Option<Events>,
     retry: Option<(Instant, Duration)>,
+    /// Until what failed is tried again, at first and at most.
+    backoff: (Duration, Duration),
     status: Status,
     written: Option<(Instant, Status)>,
     /// The pods that the socket edge tells apart.
@@ -110,6 +115,7 @@ impl Control {
             started: status::unix_time(),
             node: options.node.name.to_string(),
             source: options.origin.to_string(),
+            resources: BTreeMap::new(),
             synced: false,
             last_sync: None,
             problems: Vec::new(),
@@ -122,7 +128,11 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
-        let vitals = super::vitals::Vitals::start(options.healthz.0, options.metrics.0);
+        let vitals = super::vitals::Vitals::start(
+            options.healthz.0,
+            options.metrics.0,
+            options.sync_period,
+        );
         Ok(Self {
             take_over: TakeOver::new(
                 Pins::new(&options.bpffs),
@@ -147,7 +157,12 @@ impl Control {
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
+            events: None,
             retry: None,
+            backoff: (
+                options.min_sync_period.max(LEAST_PAUSE),
+                options.sync_period,
+            ),
             status,
             written: None,
             pods: None,
@@ -199,6 +214,9 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        self.events = source.events(&self.surroundings.config().name);
+        let mut source_state = source.state();
+        self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -222,6 +240,9 @@ impl Control {
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = source_state.changed() => {
+                    self.status.resources = status::resources(&source_state.borrow_and_update());
+                }
                 Ok(()) = left.changed() => {
                     self.status.socket_edge.left = *left.borrow_and_update();
                 }
@@ -256,6 +277,7 @@ impl Control {
         in_use.extend(self.sync.detached().difference(&asked));
         let report = self.sync.release_detached(&in_use, &mut self.maps);
         tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+        self.note(report);
     }
 
     /// Brings node and status up to date.
@@ -268,11 +290,21 @@ impl Control {
             subject: subject.clone(),
             message: message.clone(),
         });
+        let of_source: Vec<_> = of_source.collect();
+        let (of_servers, of_maps) = (self.vitals.problems.all(), self.sync.problems());
+        if let Some(events) = &self.events {
+            events.tell([
+                (Trouble::Source, &*of_source),
+                (Trouble::Server, &of_servers),
+                (Trouble::Maps, &of_maps),
+            ]);
+        }
         self.status.problems = of_source
-            .chain(self.vitals.problems.all())
+            .into_iter()
+            .chain(of_servers)
             .chain(self.start_problem())
-            .chain(self.sync.problems())
-            .chain(self.surroundings.problem())
+            .chain(of_maps)
+            .chain(self.surroundings.problems())
             .chain(view.problems.iter().cloned())
             .collect();
         let named = |roles: &[Role]| {
@@ -307,7 +339,7 @@ impl Control {
             .surroundings
             .follow(&seen, &mut self.maps, &mut self.sync);
         if let Some(report) = report {
-            self.plan_retry(report.n_pending);
+            self.note(report);
         }
         self.vitals
             .set_addresses(self.surroundings.node_port_addresses(&self.world));
@@ -448,6 +480,16 @@ impl Control {
         }
     }
 
+    /// Something else than a change of Services may have let one in that waited, or kept one out.
+    fn note(&mut self, report: Report) {
+        let last = self.status.last_sync.as_ref();
+        if last.is_some_and(|last| last.pending != report.n_pending) {
+            self.conclude(Instant::now(), 0, report);
+        } else if self.retry.is_none() {
+            self.plan_retry(report.n_pending);
+        }
+    }
+
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
         self.vitals
@@ -458,8 +500,9 @@ impl Control {
             report.n_pending
         );
         let problems = self.start_problem().into_iter().chain(self.sync.problems());
+        let known: BTreeSet<_> = self.status.problems.iter().collect();
         for problem in problems {
-            if !self.status.problems.contains(&problem) {
+            if !known.contains(&problem) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
         }
@@ -481,9 +524,10 @@ impl Control {
 
     fn plan_retry(&mut self, n_pending: usize) {
         self.retry = (n_pending > 0).then(|| {
+            let (first, longest) = self.backoff;
             let pause = self
                 .retry
-                .map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
+                .map_or(first, |(_, pause)| (pause * 2).min(longest));
             (Instant::now() + pause, pause)
         });
     }

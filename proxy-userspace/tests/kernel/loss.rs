@@ -72,3 +72,36 @@ fn crash_at_start(crowd: &mut Crowd, after: Duration) {
     std::thread::sleep(after);
     kill(crowd);
 }
+
+/// How often maps and programs are replaced by others.
+const GROWTHS: u32 = 8;
+
+#[test]
+fn larger_maps_lose_nothing_with_the_packet_edge() {
+    larger_maps_lose_nothing("off");
+}
+
+#[test]
+fn larger_maps_lose_nothing_with_the_socket_edge() {
+    larger_maps_lose_nothing("all");
+}
+
+/// Every start makes all maps anew, larger ones, and replaces all programs.
+fn larger_maps_lose_nothing(socket_lb: &'static str) {
+    let mut crowd = Crowd::with(socket_lb, &as_args(&sizes(0)));
+    for step in 1..=GROWTHS {
+        crowd.world.start_again_with(&as_args(&sizes(step)));
+    }
+    crowd.end();
+}
+
+fn as_args(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+/// Of the maps that traffic fills, all larger than a step before.
+fn sizes(step: u32) -> [String; 8] {
+    let options = ["flows", "affinity", "sockets", "datagrams"];
+    let args = options.map(|option| [format!("--max-{option}"), (400_000 + step).to_string()]);
+    args.concat().try_into().unwrap()
+}

@@ -30,7 +30,12 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Makes a node of which these sockets are served (`--socket-lb`), and starts the load.
     pub(crate) fn new(socket_lb: &'static str) -> Self {
-        let world = World::with_sockets(socket_lb, Layout::Routed, 1500, &[]);
+        Self::with(socket_lb, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn with(socket_lb: &'static str, args: &[&str]) -> Self {
+        let world = World::with_sockets(socket_lb, Layout::Routed, 1500, args);
         let pods = ["web-0", "web-1", "web-2"].map(|name| world.testbed.pod(name).unwrap());
         let of = |name, number, endpoints| Service {
             name,

@@ -2,12 +2,17 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod api_cluster;
+#[path = "../support/api_server.rs"]
+mod api_server;
+mod api_trouble;
 mod cgroups;
 mod changes;
 mod cli;
 mod client;
 mod closed_doors;
 mod cluster;
+mod container;
 mod departures;
 mod every_address;
 mod foreign_program;
@@ -25,6 +30,7 @@ mod options;
 mod outside_clients;
 mod path_mtu;
 mod plain_network;
+mod privileges;
 mod refusal;
 mod restart;
 mod sctp_sockets;

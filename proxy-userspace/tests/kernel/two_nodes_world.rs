@@ -20,7 +20,7 @@ use xtask::testbed::{
 };
 
 use crate::cluster::{TARGET_PORT, beeline};
-use crate::kubernetes::api_server::ApiServer;
+use crate::api_server::ApiServer;
 use crate::world::{Speak, witness};
 
 /// The nodes, by number.
