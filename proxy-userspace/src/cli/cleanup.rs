@@ -73,6 +73,9 @@ struct Removed {
     settings: Vec<String>,
     /// Files and folders.
     paths: Vec<PathBuf>,
+    /// Whether netfilter's table of Beeline's own stays: connections that kube-proxy opened before
+    /// Beeline came need it.
+    keeps_connections: bool,
 }
 
 /// Takes everything of Beeline off this node.
@@ -102,6 +105,7 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
         Err(error) => eprintln!("table beeline stays: {}", causes::line(&error)),
     }
     removed.settings = host_edge::put_back(&paths.state_dir)?;
+    removed.keeps_connections = kube_proxy::remove_keeper(args.now)?;
     match checks::is_bpffs(&paths.bpffs) {
         Ok(()) => unpin(&pins, &mut removed)?,
         // Nothing can be pinned where no bpffs is.
@@ -200,6 +204,13 @@ fn text(removed: &Removed) -> String {
             .iter()
             .map(|path| format!("{} removed", path.display())),
     );
+    if removed.keeps_connections {
+        lines.push(
+            "table beeline of nf_tables stays: connections need it that kube-proxy opened before \
+             Beeline came; clean up once more when they have ended, or with --now"
+                .to_owned(),
+        );
+    }
     if lines.is_empty() {
         lines.push("nothing to remove".to_owned());
     }
