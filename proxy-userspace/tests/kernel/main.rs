@@ -2,6 +2,7 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod capacity;
 mod cgroups;
 mod changes;
 mod cli;
