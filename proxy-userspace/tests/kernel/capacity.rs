@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
-use xtask::testbed::{Daemon, Layout, Testbed};
+use xtask::testbed::{Layout, Testbed};
 
 use crate::client::{Connection, udp, udp_echo};
 use crate::cluster::{PORT, Service, TARGET_PORT, beeline, serve_all};
