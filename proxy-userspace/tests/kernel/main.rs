@@ -6,6 +6,7 @@ mod api_cluster;
 #[path = "../support/api_server.rs"]
 mod api_server;
 mod api_trouble;
+mod capacity;
 mod cgroups;
 mod changes;
 mod cli;
