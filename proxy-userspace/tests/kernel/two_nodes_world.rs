@@ -19,8 +19,8 @@ use xtask::testbed::{
     in_namespace,
 };
 
-use crate::cluster::{TARGET_PORT, beeline};
 use crate::api_server::ApiServer;
+use crate::cluster::{TARGET_PORT, beeline};
 use crate::world::{Speak, witness};
 
 /// The nodes, by number.
