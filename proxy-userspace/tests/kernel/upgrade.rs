@@ -142,13 +142,13 @@ fn nobody_notices_larger_maps() {
             "--attach",
             method,
             "--max-flows",
-            "4096",
+            "16384",
             "--max-backends",
             "100",
         ];
         let world = World::new(Layout::Routed, 1500, &start);
         while_all_talk(world, |world, go_on| {
-            for (flows, backends) in [("8192", "100"), ("16384", "200"), ("32768", "300")] {
+            for (flows, backends) in [("32768", "100"), ("65536", "200")] {
                 world.start_again_with(&[
                     "--attach",
                     method,
@@ -203,7 +203,9 @@ fn an_upgrade_may_be_killed_at_every_step() {
             let doomed = doomed.start(world.args()).unwrap();
             let end = doomed.ended(PATIENCE).unwrap();
             assert!(!end.success(), "{step}: {end}");
+            eprintln!("{step}: killed");
             go_on();
+            eprintln!("{step}: went on");
             world.replace_daemon(|_| {}, |it| it.with_binary(next_beeline()));
             assert_eq!(layouts(world), ["v2"], "{step}: {}", world.daemon.log());
             assert_eq!(world.daemon.status()["last_sync"]["writes"], 0, "{step}");
