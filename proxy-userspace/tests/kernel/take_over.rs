@@ -23,17 +23,17 @@ const WHILE: Duration = Duration::from_millis(2500);
 const GONE: Duration = Duration::from_secs(40);
 
 /// A node on which kube-proxy has been serving. Fields are dropped in this order.
-struct World {
-    mode: Mode,
+pub(crate) struct World {
+    pub(crate) mode: Mode,
     _servers: Vec<Server>,
-    backends: [Pod; 2],
+    pub(crate) backends: [Pod; 2],
     pod: Pod,
     outside: Pod,
-    testbed: Testbed,
+    pub(crate) testbed: Testbed,
 }
 
 impl World {
-    fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: Mode) -> Self {
         let testbed = Testbed::new(Layout::Routed).unwrap();
         let pod = testbed.pod("client").unwrap();
         let outside = testbed.machine("far-off", 30).unwrap();
@@ -60,7 +60,7 @@ impl World {
         world
     }
 
-    fn node(&self) -> &Namespace {
+    pub(crate) fn node(&self) -> &Namespace {
         &self.testbed.node().namespace
     }
 
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// Everybody, by everything that serves.
-    fn streams(&self) -> Vec<Stream> {
+    pub(crate) fn streams(&self) -> Vec<Stream> {
         let mut streams = Vec::new();
         for family in Family::ALL {
             let ip = |number| (cluster_ip(family, number), 80);
@@ -155,7 +155,7 @@ impl World {
     }
 
     /// Starts Beeline beside kube-proxy.
-    fn start(&self, socket_lb: &'static str, args: &[&str]) -> Daemon {
+    pub(crate) fn start(&self, socket_lb: &'static str, args: &[&str]) -> Daemon {
         let cidrs = [
             "--service-cidr",
             "10.96.0.0/16",

@@ -91,7 +91,7 @@ fn layouts(world: &World) -> Vec<String> {
 }
 
 /// As if the programs that are attached had been loaded from another object.
-fn disguise_programs(world: &World) {
+pub(crate) fn disguise_programs(world: &World) {
     let [layout] = layouts(world).try_into().unwrap();
     let folder = format!("{layout}/programs");
     let [digest] = pins(world, &folder).try_into().unwrap();
