@@ -125,11 +125,8 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
-        let vitals = super::vitals::Vitals::start(
-            options.healthz.0,
-            options.metrics.0,
-            options.sync_period,
-        );
+        let vitals =
+            super::vitals::Vitals::start(options.healthz.0, options.metrics.0, options.sync_period);
         Ok(Self {
             take_over: TakeOver::new(
                 Pins::new(&options.bpffs),
