@@ -8,6 +8,7 @@
 
 mod causes;
 pub mod cli;
+pub mod config;
 pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;

@@ -14,7 +14,8 @@ mod unread;
 mod vitals;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
@@ -24,6 +25,7 @@ use self::edges::{Edges, Host};
 pub use self::origin::Origin;
 use self::origin::Source;
 use self::socket_edge::{Site, SocketEdge};
+use crate::config::InForce;
 use crate::conntrack_gc::{Collector, Timeouts};
 use crate::devices::{Patterns, host_edge, monitor};
 use crate::loader::attach::{Attacher, Method};
@@ -66,6 +68,15 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// Twice this a change may wait until the node counts as unhealthy, and at most this long what
+    /// failed waits until it is tried again (rule R183).
+    pub sync_period: Duration,
+    /// How long what failed waits at first (rule R183).
+    pub min_sync_period: Duration,
+    /// Whether an address that a server cannot listen on ends the daemon (rule R184).
+    pub bind_address_hard_fail: bool,
+    /// What all of this comes from.
+    pub config: Arc<InForce>,
 }
 
 /// The kernel programs.

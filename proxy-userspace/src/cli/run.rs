@@ -5,6 +5,7 @@ mod skip;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -15,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::skip::SkipArgs;
 use super::Paths;
+use crate::config::go::{DurationError, GoDuration};
 use crate::conntrack_gc::Timeouts;
 use crate::devices::{DevicePatterns, Patterns};
 use crate::loader::attach::Method;
@@ -78,6 +80,24 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     metrics_bind_address: crate::health::Bind,
+    /// Whether an address that a server cannot listen on ends the daemon.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true
+    )]
+    bind_address_hard_fail: bool,
+    /// After twice this time without success the node counts as unhealthy; what failed is tried
+    /// again after this time at the latest.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    sync_period: Duration,
+    /// After how long what failed is tried again at first.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    min_sync_period: Duration,
     /// How to log.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -331,6 +351,13 @@ fn cluster_cidrs(text: &str) -> Result<ClusterCidrs, node::ConfigError> {
     node::cluster_cidrs(text).map(ClusterCidrs)
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let time: GoDuration = text
+        .parse()
+        .map_err(|error: DurationError| error.to_string())?;
+    time.to_std().ok_or_else(|| "below zero".to_owned())
+}
+
 /// Reads the one feature gate that there is a choice about.
 fn same_node_hints(text: &str) -> Result<bool, String> {
     const GATE: &str = "PreferSameTrafficDistribution";
@@ -510,6 +537,10 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        sync_period: args.sync_period,
+        min_sync_period: args.min_sync_period,
+        bind_address_hard_fail: args.bind_address_hard_fail,
+        config: Arc::default(),
     })
 }
 

@@ -35,10 +35,10 @@ const BATCH: usize = 65_536;
 const CHUNK: usize = 4096;
 /// After how long something shows that it is at work.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What failed is not tried again earlier, whatever is asked for.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// The status file is not written more often.
 const STATUS_PAUSE: Duration = Duration::from_millis(100);
-/// Until what failed is tried again, at first and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Services that are to be compiled anew.
 #[derive(Default)]
@@ -68,6 +68,8 @@ pub(super) struct Control {
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
     retry: Option<(Instant, Duration)>,
+    /// Until what failed is tried again, at first and at most.
+    backoff: (Duration, Duration),
     status: Status,
     written: Option<(Instant, Status)>,
     /// The pods that the socket edge tells apart.
@@ -132,12 +134,20 @@ impl Control {
             is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
-            vitals: super::vitals::Vitals::start(options.healthz.0, options.metrics.0),
+            vitals: super::vitals::Vitals::start(
+                options.healthz.0,
+                options.metrics.0,
+                options.sync_period,
+            ),
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
             retry: None,
+            backoff: (
+                options.min_sync_period.max(LEAST_PAUSE),
+                options.sync_period,
+            ),
             status,
             written: None,
             pods: None,
@@ -458,9 +468,10 @@ impl Control {
 
     fn plan_retry(&mut self, n_pending: usize) {
         self.retry = (n_pending > 0).then(|| {
+            let (first, longest) = self.backoff;
             let pause = self
                 .retry
-                .map_or(BACKOFF.0, |(_, pause)| (pause * 2).min(BACKOFF.1));
+                .map_or(first, |(_, pause)| (pause * 2).min(longest));
             (Instant::now() + pause, pause)
         });
     }

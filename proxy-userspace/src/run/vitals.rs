@@ -15,9 +15,6 @@ use crate::metrics::{self, Metrics, NoLocalTotals, no_local};
 use crate::model::{ObjectName, World};
 use crate::sync::Sync;
 
-/// kube-proxy's default (rule R183); twice this a change may wait.
-const SYNC_PERIOD: Duration = Duration::from_secs(30);
-
 /// The signs of life: the servers that tell them, and what they answer from.
 pub(super) struct Vitals {
     health: Health,
@@ -32,11 +29,16 @@ pub(super) struct Vitals {
 }
 
 impl Vitals {
-    /// Starts the servers. `None` in place of an address leaves its server out.
-    pub(super) fn start(healthz: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Self {
+    /// Starts the servers. `None` in place of an address leaves its server out. A change may wait
+    /// for twice `sync_period` (rule R183).
+    pub(super) fn start(
+        healthz: Option<SocketAddr>,
+        metrics: Option<SocketAddr>,
+        sync_period: Duration,
+    ) -> Self {
         allow_sockets();
         let (address_of_metrics, metrics) = (metrics, Metrics::new());
-        let health = Health::new(State::new(SYNC_PERIOD), Instant::now);
+        let health = Health::new(State::new(sync_period), Instant::now);
         let problems = Problems::default();
         let serve_healthz =
             |bind| health::Server::start(bind, health.clone(), metrics.clone(), problems.clone());
@@ -143,6 +145,7 @@ mod tests {
     use crate::sync::{Capacity, Contents, Target, Write};
 
     const HERE: &str = "here";
+    const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
     #[derive(Debug, thiserror::Error)]
     #[error("out of order")]
@@ -181,7 +184,7 @@ mod tests {
                 addresses: 10,
                 source_ranges: 10,
             };
-            let vitals = Vitals::start(None, None);
+            let vitals = Vitals::start(None, None, SYNC_PERIOD);
             let nowhere = BTreeSet::new();
             vitals
                 .health
