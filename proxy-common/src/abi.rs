@@ -47,7 +47,7 @@ mod verdict;
 pub use addr::{Addr, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendFlags, BackendState};
-pub use counters::ServiceCounters;
+pub use counters::{RefusalReason, ServiceCounters};
 pub use flow::{Exit, Flow, FlowKey, FlowRole, FlowState, Side, Tuple};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope};

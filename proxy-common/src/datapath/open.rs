@@ -11,7 +11,7 @@ use super::select::{self, Asker, Chosen, Refusal, finish, select_backend};
 use super::{Claim, Count, Draft, Hook, Packet, Route, Tables};
 use crate::abi::{
     Addr, Drop, Exit, Flow, FlowKey, FlowRole, FlowState, Frontend, FrontendFlags, Pass, Port,
-    Protocol, SettingsFlags, Side, Verdict,
+    Protocol, RefusalReason, SettingsFlags, Side, Verdict,
 };
 
 /// How far [`open`] came.
@@ -117,6 +117,29 @@ enum Refused {
     Drop(Drop),
 }
 
+impl Refused {
+    /// What is counted for the Service.
+    #[inline(always)]
+    const fn reason(&self) -> RefusalReason {
+        match self {
+            Self::NoEndpoints => RefusalReason::NoEndpoint,
+            Self::Drop(Drop::NoLocalEndpoint) => RefusalReason::NoLocalEndpoint,
+            Self::Drop(Drop::SourceRange) => RefusalReason::SourceRange,
+            Self::Drop(Drop::PortsExhausted) => RefusalReason::PortsExhausted,
+            Self::Drop(Drop::FlowTable) => RefusalReason::FlowTable,
+            Self::Drop(
+                Drop::Inconsistent
+                | Drop::SctpFragment
+                | Drop::Write
+                | Drop::NoAnswer
+                | Drop::Unallocated
+                | Drop::NoRoute
+                | Drop::TooLong,
+            ) => RefusalReason::Other,
+        }
+    }
+}
+
 #[inline(always)]
 fn begin<P: Packet, T: Tables>(
     packet: &mut P,
@@ -127,10 +150,9 @@ fn begin<P: Packet, T: Tables>(
     verdict: &mut Verdict,
 ) -> Opened {
     let refused = judge(packet, tables, headers, hook, frontend).err();
-    let what = if refused.is_none() {
-        Count::Flow
-    } else {
-        Count::Refused
+    let what = match &refused {
+        None => Count::Flow,
+        Some(refused) => Count::Refused(refused.reason()),
     };
     tables.count(frontend.service, packet.len(), what);
     match refused {

@@ -13,7 +13,7 @@ use super::select::{self, Asker, Chosen, Refusal, select_backend};
 use super::{Count, Hook, Sockets};
 use crate::abi::{
     Addr, DatagramKey, DatagramSide, FlowKey, Frontend, FrontendFlags, Pass, Peer, PodFlags,
-    Protocol, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
+    Protocol, RefusalReason, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
 };
 
 /// A socket that dials.
@@ -274,7 +274,13 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
     let record = judge(sockets, dial, frontend);
     match record {
         Ok(_) => sockets.count(frontend.service, 0, Count::Flow),
-        Err(Answer::Refuse) => sockets.count(frontend.service, 0, Count::Refused),
+        Err(Answer::Refuse) => {
+            sockets.count(
+                frontend.service,
+                0,
+                Count::Refused(RefusalReason::NoEndpoint),
+            );
+        }
         Err(_) => {}
     }
     record

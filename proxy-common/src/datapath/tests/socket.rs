@@ -177,7 +177,12 @@ fn without_endpoints_a_socket_is_told_at_once() {
     assert_eq!(connect(&memory, &tcp(SERVICE)), Answer::Refuse);
     assert_eq!(connect(&memory, &udp(SERVICE)), Answer::Refuse);
     assert_eq!(send(&memory, &udp(SERVICE)), Answer::Refuse);
-    let refused: u64 = memory.counters.borrow().values().map(|it| it.refused).sum();
+    let refused: u64 = memory
+        .counters
+        .borrow()
+        .values()
+        .map(|it| it.n_refused())
+        .sum();
     assert_eq!(refused, 3);
     // Rule R15.
     assert_eq!(connect(&memory, &tcp("10.96.0.1:81")), Answer::Refuse);
