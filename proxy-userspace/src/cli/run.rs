@@ -1,5 +1,6 @@
 //! `beeline run`.
 
+mod metrics;
 mod skip;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use proxy_common::abi::limits;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use self::metrics::MetricsArgs;
 use self::skip::SkipArgs;
 use super::Paths;
 use crate::config::go::{DurationError, GoDuration};
@@ -80,6 +82,8 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     metrics_bind_address: crate::health::Bind,
+    #[command(flatten)]
+    of_metrics: MetricsArgs,
     /// Whether an address that a server cannot listen on ends the daemon.
     #[arg(
         long,
@@ -537,6 +541,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        metrics_max_services: args.of_metrics.max_services(),
         sync_period: args.sync_period,
         min_sync_period: args.min_sync_period,
         bind_address_hard_fail: args.bind_address_hard_fail,

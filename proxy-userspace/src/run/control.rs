@@ -16,6 +16,7 @@ use super::origin::Source;
 use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
 use super::unread::{Unread, lacks_slices};
+use super::vitals::{Noted, Vitals};
 use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
@@ -23,6 +24,7 @@ use crate::devices::Role;
 use crate::devices::routes::Route;
 use crate::loader::attach::Method;
 use crate::maps::Maps;
+use crate::metrics::Synced;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
 use crate::sockets::{Counts, KeeperHandle};
@@ -61,7 +63,7 @@ pub(super) struct Control {
     unread: Unread,
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
-    vitals: super::vitals::Vitals,
+    vitals: Vitals,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<Arc<View>>,
@@ -134,11 +136,7 @@ impl Control {
             is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
-            vitals: super::vitals::Vitals::start(
-                options.healthz.0,
-                options.metrics.0,
-                options.sync_period,
-            ),
+            vitals: Vitals::start(options)?,
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(Arc::default()).1,
@@ -166,6 +164,7 @@ impl Control {
         socket_edge: SocketEdge,
     ) -> anyhow::Result<Self> {
         let (inquiries, inquired) = mpsc::channel();
+        self.vitals.watch_passes(collector.passed());
         let collect = move || collector.run(&inquired);
         let thread = std::thread::Builder::new()
             .name("conntrack-gc".to_owned())
@@ -174,6 +173,9 @@ impl Control {
         self.vitals.problems.set("socket edge", socket_edge.problem);
         self.status.socket_edge = socket_edge.status;
         self.keeper = socket_edge.keeper;
+        if let Some(keeper) = &self.keeper {
+            self.vitals.watch_parted(keeper.counts());
+        }
         self.pods = socket_edge.pods;
         self.view = view;
         self.collector = Some(inquiries);
@@ -194,6 +196,7 @@ impl Control {
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
         let mut source_state = source.state();
+        self.vitals.watch_source(source_state.clone());
         self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
@@ -283,6 +286,7 @@ impl Control {
         self.status.host_devices = named(&[Role::HostEdge, Role::Loopback]);
         self.status.node_addresses = self.surroundings.node_addresses();
         self.status.synced |= self.is_in_force && self.surroundings.has_routes(&view);
+        self.vitals.tell_status(&self.status);
         self.write_status();
     }
 
@@ -324,7 +328,10 @@ impl Control {
             if let Some(pods) = &self.pods {
                 pods.tell(&event);
             }
-            match self.world.apply(event) {
+            let noted = Noted::of(&event);
+            let affected = self.world.apply(event);
+            self.vitals.note(noted, &affected);
+            match affected {
                 Affected::Nothing => {}
                 Affected::Services(names) => self.changed.names.extend(names),
                 Affected::All => self.changed.is_all = true,
@@ -378,6 +385,7 @@ impl Control {
     fn follow(&mut self) {
         let start = Instant::now();
         self.follow_node();
+        let is_full = self.changed.is_all;
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -407,7 +415,7 @@ impl Control {
             report = sum(report, finished);
         }
         self.is_in_force = true;
-        self.conclude(start, names.len(), report);
+        self.conclude(start, names.len(), is_full, report);
     }
 
     /// The Services that are to be compiled now. One whose endpoints may be in what could not be
@@ -429,16 +437,24 @@ impl Control {
         let start = Instant::now();
         let report = tokio::task::block_in_place(|| self.sync.retry(&mut self.maps));
         if report.n_writes > 0 || report.n_pending == 0 {
-            self.conclude(start, 0, report);
+            self.conclude(start, 0, false, report);
         } else {
             self.plan_retry(report.n_pending);
         }
     }
 
-    fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
+    fn conclude(&mut self, start: Instant, n_services: usize, is_full: bool, report: Report) {
         let elapsed = start.elapsed();
+        let synced = Synced {
+            took: elapsed,
+            is_full,
+            n_writes: report.n_writes,
+            n_pending: report.n_pending,
+            is_success: !self.sync.has_failed_writes(),
+        };
+        let node = &self.surroundings.config().name;
         self.vitals
-            .concluded(&self.world, &self.surroundings.config().name, &self.sync);
+            .concluded(&self.world, node, &self.sync, &synced);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,
