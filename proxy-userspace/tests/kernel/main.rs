@@ -9,6 +9,7 @@ mod client;
 mod closed_doors;
 mod cluster;
 mod departures;
+mod endpoints;
 mod every_address;
 mod foreign_program;
 mod fragments;
