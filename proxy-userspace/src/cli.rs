@@ -1,7 +1,9 @@
 //! The `beeline` command: its arguments, and what becomes of them.
 
 mod cleanup;
+mod config;
 mod flows;
+mod kube_proxy;
 mod progress;
 mod run;
 mod services;
@@ -13,10 +15,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use self::run::Fault;
 use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
 use crate::devices::routes::RouteError;
@@ -45,6 +47,10 @@ enum Command {
     /// Needs root. SIGTERM or Ctrl-C stops it; programs, flows and Services stay in force in the
     /// kernel, for the next run to take over or `beeline cleanup` to remove.
     Run(Box<run::RunArgs>),
+    /// Show the configuration that `run` would have, and where each value comes from
+    ///
+    /// Takes the options of `run`.
+    Config(Box<config::ConfigArgs>),
     /// Show whether all is well on this node
     ///
     /// Shows, too, what is attached where, how full the maps are and what became of packets. The
@@ -146,15 +152,15 @@ enum Error {
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
-    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let paths = cli.paths;
-    let done = match cli.command {
-        Command::Run(args) => run::run(paths, *args),
-        Command::Status(args) => report(status::status(&paths, &args)),
-        Command::Services(args) => report(services::services(&paths, &args)),
-        Command::Flows(args) => report(flows::flows(&paths, &args)),
-        Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
-        Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
+    let done = match Invocation::read(std::env::args_os()) {
+        Ok(Invocation::Beeline(cli)) => cli.run(),
+        Ok(Invocation::KubeProxy(paths, args)) => run::run(paths, *args),
+        Ok(Invocation::Version(text)) => {
+            print_text(&text);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(Fault::Usage(error)) => error.exit(),
+        Err(Fault::Config(error)) => Err(error.into()),
     };
     match done {
         Ok(code) => code,
@@ -165,22 +171,67 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What was called, by the name that it was called by.
+enum Invocation {
+    Beeline(Cli),
+    /// kube-proxy, which has no commands.
+    KubeProxy(Paths, Box<run::RunArgs>),
+    /// kube-proxy, asked for its version.
+    Version(String),
+}
+
+impl Invocation {
+    fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Fault> {
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        if kube_proxy::is_called(&arguments) {
+            kube_proxy::read(arguments)
+        } else {
+            Cli::read(arguments).map(Self::Beeline)
+        }
+    }
+}
+
 fn report(done: Result<ExitCode, Error>) -> anyhow::Result<ExitCode> {
     Ok(done?)
 }
 
 impl Cli {
-    /// Reads arguments, and sees to it that they agree with each other.
+    /// Reads arguments and the files that they name, and sees to it that they agree.
     fn read<T: Into<OsString> + Clone>(
         arguments: impl IntoIterator<Item = T>,
-    ) -> Result<Self, clap::Error> {
-        let cli = Self::try_parse_from(arguments)?;
-        if let Command::Run(args) = &cli.command
-            && let Some(conflict) = args.conflict()
-        {
-            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+    ) -> Result<Self, Fault> {
+        let matches = Self::complete().try_get_matches_from(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        if let Some((_, matches)) = matches.subcommand() {
+            match &mut cli.command {
+                Command::Run(args) => **args = run::RunArgs::resolve(matches, false)?,
+                Command::Config(args) => args.run = run::RunArgs::resolve(matches, false)?,
+                Command::Status(_)
+                | Command::Services(_)
+                | Command::Flows(_)
+                | Command::Sockets(_)
+                | Command::Cleanup(_) => {}
+            }
         }
         Ok(cli)
+    }
+
+    fn complete() -> clap::Command {
+        let command = Self::command().mut_subcommand("run", run::complete);
+        command.mut_subcommand("config", run::complete)
+    }
+
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let paths = self.paths;
+        match self.command {
+            Command::Run(args) => run::run(paths, *args),
+            Command::Config(args) => config::config(&args),
+            Command::Status(args) => report(status::status(&paths, &args)),
+            Command::Services(args) => report(services::services(&paths, &args)),
+            Command::Flows(args) => report(flows::flows(&paths, &args)),
+            Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
+            Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
+        }
     }
 }
 
@@ -227,11 +278,20 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
 
 #[cfg(test)]
 mod tests {
+    use clap::error::ErrorKind;
+
     use super::*;
+
+    fn usage(read: Result<Cli, Fault>) -> clap::Error {
+        match read {
+            Err(Fault::Usage(error)) => error,
+            other => panic!("no error of usage: {other:?}"),
+        }
+    }
 
     #[test]
     fn the_arguments_are_consistent() {
-        Cli::command().debug_assert();
+        Cli::complete().debug_assert();
     }
 
     /// `beeline run` with one more option.
@@ -263,6 +323,7 @@ mod tests {
             "--masquerade-all=false",
             "--localhost-nodeports",
             "--iptables-localhost-nodeports=false",
+            "--feature-gates=SCTPSupport=true",
         ] {
             let arguments = [
                 "beeline",
@@ -283,7 +344,7 @@ mod tests {
         assert!(Cli::read(skip).is_ok());
         for served in ["host", "off"] {
             let arguments = [&skip[..], &["--socket-lb", served]].concat();
-            let error = Cli::read(arguments).unwrap_err();
+            let error = usage(Cli::read(arguments));
             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{served}");
         }
     }
@@ -291,8 +352,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_a_usage_error() {
         for arguments in [
-            &["beeline", "run"][..],
-            &["beeline", "run", "--source", "file"],
+            &["beeline", "run", "--source", "file"][..],
             &[
                 "beeline",
                 "run",
@@ -342,12 +402,13 @@ mod tests {
             &file("--source-nat", "never"),
             &file("--service-cidr", "10.96.0.1"),
             &file("--source-ports", "80-90"),
-            &file("--feature-gates", "SCTPSupport=true"),
+            &file("--feature-gates", "SCTPSupport"),
+            &file("--feature-gates", "sctp=true"),
             &file("--masquerade-all", "true"),
             &file("--socket-lb", "none"),
             &file("--max-datagrams", "0"),
         ] {
-            let error = Cli::read(arguments).unwrap_err();
+            let error = usage(Cli::read(arguments));
             assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");
         }
     }

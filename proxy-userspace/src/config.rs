@@ -1,11 +1,27 @@
 //! What the daemon is configured by: kube-proxy's file and flags, Beeline's own file and options,
 //! and what comes of them.
 
+mod beeline;
+mod dangers;
+mod document;
+mod flags;
 pub mod go;
 pub mod kube_proxy;
+mod layers;
+mod translate;
+mod watch;
+
+pub use self::beeline::field_name;
+pub use self::document::{File, FileError};
+pub use self::flags::{BOOL, KubeProxyFlags, switch};
+pub use self::layers::{Asked, ConfigError, Resolved};
+pub use self::watch::Watch;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+/// The one feature gate that there is a choice about (rule R45).
+pub const SAME_NODE_HINTS: &str = "PreferSameTrafficDistribution";
 
 /// The configuration in force, value by value.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -14,6 +30,10 @@ pub struct InForce {
     pub settings: Vec<Setting>,
     /// kube-proxy's, with the values that are in force here.
     pub kube_proxy: kube_proxy::Settings,
+    /// What somebody should know: what has no meaning here, and what is dangerous.
+    pub notes: Vec<String>,
+    /// The files that it was read from.
+    pub files: Vec<File>,
 }
 
 /// One value.
@@ -28,6 +48,26 @@ pub struct Setting {
 }
 
 impl InForce {
+    /// Says what was found out where nothing was given.
+    pub fn found(&mut self, name: &str, value: &str) {
+        if self.setting(name).is_some_and(|it| it.value.is_none()) {
+            self.show(name, value);
+        }
+    }
+
+    /// Shows this as a setting's value.
+    pub fn show(&mut self, name: &str, value: &str) {
+        let mut settings = self.settings.iter_mut();
+        if let Some(setting) = settings.find(|it| it.setting == name) {
+            setting.value = Some(value.to_owned());
+        }
+    }
+
+    /// The setting of this name.
+    pub fn setting(&self, name: &str) -> Option<&Setting> {
+        self.settings.iter().find(|it| it.setting == name)
+    }
+
     /// What `/configz` shows: kube-proxy's configuration as kube-proxy does, and Beeline's options
     /// by name. It has names of files, not what is in them.
     pub fn configz(&self) -> Value {

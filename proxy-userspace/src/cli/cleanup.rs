@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Command, FromArgMatches as _};
 use serde::Serialize;
 
 use super::{Error, Paths, ReadArgs, block_on, print};
@@ -22,6 +22,13 @@ pub(super) struct CleanupArgs {
     /// Clean up even if a daemon is running.
     #[arg(long)]
     force: bool,
+}
+
+/// The same as `beeline cleanup` without options.
+pub(super) fn by_default(paths: &Paths) -> anyhow::Result<ExitCode> {
+    let command = CleanupArgs::augment_args(Command::new("cleanup"));
+    let matches = command.try_get_matches_from(["cleanup"])?;
+    Ok(cleanup(paths, &CleanupArgs::from_arg_matches(&matches)?)?)
 }
 
 /// What was removed.

@@ -84,13 +84,7 @@ fn parts(mut rest: &str) -> Option<f64> {
         let end = with_unit.find(|c: char| c.is_ascii_digit() || c == '.');
         let (unit, next) = with_unit.split_at(end.unwrap_or(with_unit.len()));
         let (_, nanos) = UNITS.into_iter().find(|(name, _)| *name == unit)?;
-        // Both "1." and ".5" are numbers to Go.
-        sum += format!("0{number}0")
-            .parse::<f64>()
-            .ok()
-            .filter(|_| number != ".")?
-            * nanos
-            / if number.contains('.') { 1.0 } else { 10.0 };
+        sum += number.parse::<f64>().ok()? * nanos;
         if next.is_empty() {
             return Some(sum);
         }
@@ -113,13 +107,14 @@ impl fmt::Display for GoDuration {
             _ => ("s", 1_000_000_000),
         };
         let whole = nanos / of_unit;
-        if whole >= 3600 {
-            write!(f, "{}h", whole / 3600)?;
+        let seconds = if unit == "s" { whole } else { 0 };
+        if seconds >= 3600 {
+            write!(f, "{}h", seconds / 3600)?;
         }
-        if whole >= 60 {
-            write!(f, "{}m", whole / 60 % 60)?;
+        if seconds >= 60 {
+            write!(f, "{}m", seconds / 60 % 60)?;
         }
-        let small = if unit == "s" { whole % 60 } else { whole };
+        let small = if seconds > 0 { seconds % 60 } else { whole };
         let fraction = format!("{:.9}", (nanos % of_unit) as f64 / of_unit as f64);
         let fraction = fraction.trim_start_matches('0').trim_end_matches('0');
         write!(f, "{small}{}{unit}", fraction.trim_end_matches('.'))

@@ -5,11 +5,15 @@
 //! merged with kube-proxy's defaults; a field is named by its path, such as
 //! `conntrack.tcpEstablishedTimeout`.
 
+pub(super) mod validate;
+
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
+use super::document::{self, File, FileError};
 use super::go::GoDuration;
 
 /// `apiVersion` of kube-proxy's file.
@@ -20,7 +24,7 @@ pub const KIND: &str = "KubeProxyConfiguration";
 /// A file's fields. Absent and null are the same.
 #[derive(Deserialize, Serialize, Default, Debug)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct KubeProxyConfiguration {
+struct KubeProxyConfiguration {
     api_version: Option<String>,
     kind: Option<String>,
     feature_gates: Option<BTreeMap<String, bool>>,
@@ -56,7 +60,7 @@ struct ClientConnection {
     kubeconfig: Option<String>,
     accept_content_types: Option<String>,
     content_type: Option<String>,
-    qps: Option<f32>,
+    qps: Option<Number>,
     burst: Option<i32>,
 }
 
@@ -274,7 +278,63 @@ impl Default for Settings {
     }
 }
 
+/// The fields that a file sets, by path, but for those that leave the default in force.
+///
+/// # Errors
+/// If it is no such file, or a field is unknown or has a wrong type.
+pub fn fields(file: &File) -> Result<Vec<(String, Value)>, FileError> {
+    let object = file.object(API_VERSION, KIND)?;
+    let typed: KubeProxyConfiguration = document::typed(&file.path, &object)?;
+    let mut fields = Vec::new();
+    collect("", json!(typed), &mut fields);
+    fields.retain(|(path, value)| !is_unset(path, value));
+    Ok(fields)
+}
+
+/// The values below `path` that are no objects themselves. Feature gates are one value.
+fn collect(path: &str, value: Value, fields: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Object(object) if path != "featureGates" => {
+            for (name, value) in object {
+                let dot = if path.is_empty() { "" } else { "." };
+                collect(&format!("{path}{dot}{name}"), value, fields);
+            }
+        }
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => fields.push((path.to_owned(), value)),
+    }
+}
+
+impl From<Value> for Settings {
+    fn from(values: Value) -> Self {
+        Self { values }
+    }
+}
+
 impl Settings {
+    /// Those that are set, on top of kube-proxy's defaults. An address without port gets it.
+    pub fn new(fields: &[(String, Value)]) -> Self {
+        let mut settings = Self::default();
+        let bind = fields.iter().find(|(path, _)| path == "bindAddress");
+        let bind = bind.and_then(|(_, address)| address.as_str()?.parse().ok());
+        if let Some(IpAddr::V6(_)) = bind {
+            settings.set("healthzBindAddress", json!("[::]:10256"));
+            settings.set("metricsBindAddress", json!("[::1]:10249"));
+        }
+        for (path, value) in fields {
+            settings.set(path, value.clone());
+        }
+        for (path, port) in [("healthzBindAddress", 10256), ("metricsBindAddress", 10249)] {
+            let address = with_port(settings.text(path), port);
+            settings.set(path, json!(address));
+        }
+        settings
+    }
+
     /// The value at a path such as `conntrack.min`; null if nothing is there.
     pub fn get(&self, path: &str) -> &Value {
         const NOTHING: &Value = &Value::Null;
@@ -299,6 +359,9 @@ impl Settings {
             let mut place = &mut self.values;
             for parent in parents {
                 place = &mut place[*parent];
+                if !place.is_object() {
+                    *place = json!({});
+                }
             }
             place[*last] = value;
         }
@@ -413,8 +476,17 @@ impl Settings {
     }
 }
 
+/// The address with `port` if it has none.
+pub fn with_port(address: &str, port: u16) -> String {
+    match address.parse() {
+        Ok(IpAddr::V4(address)) => format!("{address}:{port}"),
+        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        Err(_) => address.to_owned(),
+    }
+}
+
 /// Whether a value of a file leaves the default in force.
-pub(super) fn is_unset(path: &str, value: &Value) -> bool {
+fn is_unset(path: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
         _ if WITH_ZERO.contains(&path) => false,

@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod closed_doors;
 mod cluster;
+mod configuration;
 mod departures;
 mod endpoints;
 mod every_address;
