@@ -128,6 +128,8 @@ pub struct Collector {
     sockets: Table<u64, SocketRecord>,
     datagrams: Table<DatagramKey, SocketRecord>,
     passed: watch::Sender<Option<Passed>>,
+    /// Flow records and affinities that were removed so far.
+    n_expired: (u64, u64),
 }
 
 impl Collector {
@@ -144,6 +146,7 @@ impl Collector {
             sockets: Table::open(pins, "SOCKETS")?,
             datagrams: Table::open(pins, "DATAGRAMS")?,
             passed: watch::Sender::default(),
+            n_expired: (0, 0),
         })
     }
 
@@ -210,24 +213,20 @@ impl Collector {
     }
 
     /// Publishes what a pass saw. One that ended early says nothing of what there is.
-    fn tell(&self, collected: &Collected) {
-        let before = self.passed.borrow().clone();
-        let sum = |of: fn(&Passed) -> u64, n: usize| before.as_ref().map_or(0, of) + n as u64;
+    fn tell(&mut self, collected: &Collected) {
+        let (flows, affinities) = &mut self.n_expired;
+        *flows += collected.flows as u64;
+        *affinities += collected.affinities as u64;
+        if collected.is_partial {
+            return;
+        }
         let passed = Passed {
             at: Instant::now(),
             n_records: collected.n_records as u64,
             capacity: self.flows.size(),
             by_state: collected.by_state,
-            n_expired_flows: sum(|it| it.n_expired_flows, collected.flows),
-            n_expired_affinities: sum(|it| it.n_expired_affinities, collected.affinities),
-        };
-        let passed = match before {
-            Some(before) if collected.is_partial => Passed {
-                n_expired_flows: passed.n_expired_flows,
-                n_expired_affinities: passed.n_expired_affinities,
-                ..before
-            },
-            Some(_) | None => passed,
+            n_expired_flows: *flows,
+            n_expired_affinities: *affinities,
         };
         let _before = self.passed.send_replace(Some(passed));
     }
