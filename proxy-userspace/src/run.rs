@@ -69,6 +69,8 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// How many service ports have rows of their own in the metrics.
+    pub metrics_max_services: usize,
     /// Twice this a change may wait until the node counts as unhealthy, and at most this long what
     /// failed waits until it is tried again (rule R183).
     pub sync_period: Duration,

@@ -67,8 +67,6 @@ struct Removed {
     links: usize,
     /// Pinned maps.
     maps: Vec<String>,
-    /// Tables of nf_tables that kept kube-proxy's connections alive, one for each family.
-    tables: usize,
     /// Kernel settings that have the value again that they had before.
     settings: Vec<String>,
     /// Files and folders.
@@ -100,12 +98,11 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
         ..Removed::default()
     };
     block_on(detach(&pins, &mut removed))?;
-    match kube_proxy::remove_keeper() {
-        Ok(n_tables) => removed.tables = n_tables,
+    match kube_proxy::remove_keeper(args.now) {
+        Ok(stays) => removed.keeps_connections = stays,
         Err(error) => eprintln!("table beeline stays: {}", causes::line(&error)),
     }
     removed.settings = host_edge::put_back(&paths.state_dir)?;
-    removed.keeps_connections = kube_proxy::remove_keeper(args.now)?;
     match checks::is_bpffs(&paths.bpffs) {
         Ok(()) => unpin(&pins, &mut removed)?,
         // Nothing can be pinned where no bpffs is.
@@ -183,9 +180,6 @@ fn text(removed: &Removed) -> String {
             "{} programs taken off their cgroup",
             removed.socket_programs
         ));
-    }
-    if removed.tables > 0 {
-        lines.push("table beeline of nf_tables removed".to_owned());
     }
     if removed.links > 0 {
         lines.push(format!(

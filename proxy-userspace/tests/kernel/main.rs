@@ -16,6 +16,7 @@ mod cluster;
 mod configuration;
 mod container;
 mod departures;
+mod endpoints;
 mod every_address;
 mod foreign_program;
 mod fragments;
