@@ -19,13 +19,15 @@ pub enum ProblemKind {
     SocketEdge,
     /// A device, a route or a kernel setting.
     Devices,
+    /// What is left of kube-proxy.
+    TakeOver,
     /// Anything else.
     Other,
 }
 
 impl ProblemKind {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Node,
@@ -34,6 +36,7 @@ impl ProblemKind {
         Self::Address,
         Self::SocketEdge,
         Self::Devices,
+        Self::TakeOver,
         Self::Other,
     ];
 
@@ -48,6 +51,7 @@ impl ProblemKind {
             Self::Address => "address",
             Self::SocketEdge => "socket-edge",
             Self::Devices => "devices",
+            Self::TakeOver => "take-over",
             Self::Other => "other",
         }
     }
@@ -61,6 +65,8 @@ impl ProblemKind {
             ("API server", Self::Source),
             ("file ", Self::Source),
             ("folder ", Self::Source),
+            ("start", Self::Source),
+            ("kube-proxy", Self::TakeOver),
             ("maps", Self::Maps),
             ("this node's tables", Self::Maps),
             ("healthz address", Self::Address),

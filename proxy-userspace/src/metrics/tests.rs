@@ -398,6 +398,8 @@ fn problems_are_told_apart_by_their_subjects() {
         ("metrics address 127.0.0.1:10249", "address"),
         ("socket edge's pods", "socket-edge"),
         ("device beeline0", "devices"),
+        ("start", "source"),
+        ("kube-proxy", "take-over"),
         ("ServiceCIDR kubernetes", "other"),
     ] {
         assert_eq!(ProblemKind::of(subject).name(), kind, "{subject}");
