@@ -249,9 +249,12 @@ async fn an_answer_that_never_comes_is_given_up() {
         ..Access::default()
     };
     let mut it = Fixture::start(&server, access, json!({})).await;
+    let problem = "Problem API server: listing Services: nothing was heard for 1s";
+    it.events.until(problem).await;
     it.objects_until("Synced").await;
     it.until("connected", is_connected).await;
     assert_eq!(count(&server, &["LIST", "/services"]), 2);
+    assert_eq!(it.restarts("services", "stalled"), 1);
     server.fail("services", Verb::Watch, 1, never);
     server.cut();
     it.expect_change(&server, "10.0.0.9").await;
