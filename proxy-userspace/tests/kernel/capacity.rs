@@ -348,3 +348,30 @@ fn sockets_that_find_no_room_are_served_by_packet() {
     all.iter_mut()
         .for_each(|talks| talks.go_on("in the larger map"));
 }
+
+#[test]
+fn affinity_is_carried_over_into_a_larger_map() {
+    let testbed = Testbed::new(Layout::Routed).unwrap();
+    let client = testbed.pod("client").unwrap();
+    let backends = ["web-0", "web-1", "web-2"].map(|name| testbed.pod(name).unwrap());
+    let _servers: Vec<_> = backends.iter().flat_map(serve_all).collect();
+    let web = Service::new("web", 10, &backends);
+    web.write(&testbed);
+    let file = testbed.manifests().join("web.json");
+    let mut list: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let objects = list["items"].as_array_mut().unwrap();
+    objects.last_mut().unwrap()["spec"]["sessionAffinity"] = "ClientIP".into();
+    std::fs::write(&file, list.to_string()).unwrap();
+    let met = || {
+        let open = |family| Connection::open(web.address(family)).unwrap().backend;
+        client.run(|| Family::ALL.map(open))
+    };
+    let daemon = beeline(&testbed).run(["--max-affinity", "64"]).unwrap();
+    let before = met();
+    assert!(daemon.stop().is_some());
+    let _daemon = beeline(&testbed).run(["--max-affinity", "128"]).unwrap();
+    assert_eq!(entries(&testbed, "AFFINITY"), 2);
+    for _ in 0..8 {
+        assert_eq!(met(), before);
+    }
+}
