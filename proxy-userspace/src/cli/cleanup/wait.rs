@@ -40,10 +40,10 @@ pub(super) fn hand_back(paths: &Paths, patience: Duration) -> Result<End, Error>
     // Nobody is pointed at a backend any more. The other programs stay: who was has to be told
     // who answers.
     let _n_detached = cgroup::detach_connect(&pins)?;
-    block_on(wait(paths, &hand_back, patience))
+    block_on(wait(paths, &mut hand_back, patience))
 }
 
-async fn wait(paths: &Paths, hand_back: &HandBack, patience: Duration) -> Result<End, Error> {
+async fn wait(paths: &Paths, hand_back: &mut HandBack, patience: Duration) -> Result<End, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |source| Error::Io {
         action: "listen to signals for",
