@@ -107,7 +107,12 @@ impl Crowd {
     /// The changing Service's so far, by what its endpoints are now.
     fn new_sockets(&self) -> NewSockets {
         let counts = self.counts();
-        let changing = counts.iter().filter(|(name, _)| name.contains("changing"));
+        // A UDP socket may have the port of an earlier one, whose flow goes on as long as its
+        // endpoint is there.
+        let goes_on = self.changing.endpoints.iter().any(|it| it.terminating);
+        let changing = counts
+            .iter()
+            .filter(|(name, _)| name.contains("changing") && !(goes_on && name.contains("UDP")));
         let mut sockets = NewSockets::default();
         for (backend, count) in changing.flat_map(|(_, tally)| &tally.backends) {
             let is_ready = self.pods.iter().any(|pod| {

@@ -43,7 +43,7 @@ pub(super) fn hand_back(paths: &Paths, patience: Duration) -> Result<End, Error>
     // Nobody is pointed at a backend any more. The other programs stay: who was has to be told
     // who answers.
     let _n_detached = cgroup::detach_connect(&pins)?;
-    block_on(wait(paths, &hand_back, patience))
+    block_on(wait(paths, &mut hand_back, patience))
 }
 
 /// Says so if nobody takes what is handed back. Somebody may whom we do not know.
@@ -61,7 +61,7 @@ fn say_whether_served() {
     }
 }
 
-async fn wait(paths: &Paths, hand_back: &HandBack, patience: Duration) -> Result<End, Error> {
+async fn wait(paths: &Paths, hand_back: &mut HandBack, patience: Duration) -> Result<End, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |source| Error::Io {
         action: "listen to signals for",
