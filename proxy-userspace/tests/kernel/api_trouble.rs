@@ -9,7 +9,7 @@ use proxy_common::abi::Family;
 use serde_json::Value;
 use xtask::testbed::in_namespace;
 
-use crate::api_cluster::{Cluster, problem};
+use crate::api_cluster::{Cluster, IN_FORCE, problem};
 use crate::api_server::Failure;
 use crate::api_server::Verb;
 use crate::client::Connection;
@@ -263,4 +263,37 @@ fn a_storm_of_refusals_is_weathered() {
     let n_requests = cluster.api.server.requests().len() - n_requests;
     // Three refusals and one success each.
     assert!(n_requests <= 4 * RESOURCES.len(), "{n_requests} requests");
+}
+
+#[test]
+fn a_service_whose_address_is_taken_gets_an_event_and_a_restart_adds_none() {
+    let (mut cluster, web) = Cluster::serving();
+    cluster.apply(&cluster.service("other", 10));
+    let events = |cluster: &Cluster| {
+        let mut events = cluster.api.server.objects("events");
+        events.retain(|event| event["reason"] == "FailedToProgramService");
+        events
+    };
+    let start = Instant::now();
+    while events(&cluster).is_empty() {
+        assert!(start.elapsed() < IN_FORCE, "no Event");
+        std::thread::sleep(PAUSE);
+    }
+    cluster.run();
+    cluster.wait_for_problem("Service default/other");
+    // The same is tried again, and found there.
+    let tried = ["POST", "/events.k8s.io/v1/namespaces/default/events"];
+    let server = &cluster.api.server;
+    cluster.api.runtime.block_on(server.requested(&tried, 4));
+    let events = events(&cluster);
+    assert_eq!(events.len(), 1, "{events:#?}");
+    let event = &events[0];
+    assert_eq!(event["regarding"]["name"], "other");
+    let note = event["note"].as_str().unwrap();
+    assert!(
+        note.contains("belongs to Service default/web already"),
+        "{note}"
+    );
+    assert!(event["series"].is_null(), "{event}");
+    cluster.expect_now(&web, &["web-0", "web-1"]);
 }
