@@ -1,6 +1,6 @@
 //! What Prometheus' own libraries tell of every process.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
@@ -46,7 +46,7 @@ fn boot_time() -> Option<f64> {
     let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
     let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
     let uptime = Duration::try_from_secs_f64(uptime).ok()?;
-    Some(super::seconds(SystemTime::now().checked_sub(uptime)?))
+    Some(super::seconds(crate::clock::wall().checked_sub(uptime)?))
 }
 
 struct Stat {
@@ -94,7 +94,7 @@ mod tests {
         let process = Process::read().unwrap();
         assert!(process.resident > 1 << 16 && process.resident < process.size);
         assert!((1..=process.max_files).contains(&process.open_files));
-        let age = super::super::seconds(SystemTime::now()) - process.started;
+        let age = super::super::seconds(crate::clock::wall()) - process.started;
         assert!((-1.0..86_400.0).contains(&age), "{age}");
     }
 }

@@ -349,7 +349,7 @@ fn a_failed_synchronisation_is_none_that_succeeded() {
         n_pending: 1,
         is_success: false,
     };
-    metrics.synced(&synced, SystemTime::now());
+    metrics.synced(&synced, crate::clock::wall());
     let families = exposition::read(&metrics.text_as(Format::Plain), Text::Plain);
     let value = |name: &str, labels: &[_]| exposition::value(&families, name, labels).unwrap();
     let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";

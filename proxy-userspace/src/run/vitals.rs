@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use self::programming::Programming;
 use super::Options;
+use crate::clock::wall;
 use crate::conntrack_gc::Passed;
 use crate::desired::DesiredPort;
 use crate::health::{self, Health, NodePorts, Problems, State, check};
@@ -110,7 +111,7 @@ impl Vitals {
     fn serve(places: Places) -> Result<Self, health::BindError> {
         allow_sockets();
         let metrics = Metrics::new();
-        metrics.set_configured(SystemTime::now());
+        metrics.set_configured(wall());
         let health = Health::new(State::new(places.sync_period), Instant::now);
         let problems = Problems::default();
         let serve_healthz = |bind| {
@@ -139,7 +140,7 @@ impl Vitals {
             metrics,
             problems,
             no_local: NoLocalTotals::default(),
-            programming: Programming::new(SystemTime::now()),
+            programming: Programming::new(wall()),
             waiting: Waiting::default(),
             due: BTreeSet::new(),
         })
@@ -224,7 +225,7 @@ impl Vitals {
 
     /// The kernel has something to follow.
     pub(super) fn changed(&self) {
-        self.metrics.queued(SystemTime::now());
+        self.metrics.queued(wall());
         self.health.update(|state, now| {
             for family in Family::ALL {
                 state.changed(family, now);
@@ -244,7 +245,7 @@ impl Vitals {
     /// make the node unhealthy: it would on every node, and the rest is up to date. A write that
     /// fails does (rule R171).
     pub(super) fn concluded(&mut self, world: &World, node: &str, sync: &Sync, synced: &Synced) {
-        let now = SystemTime::now();
+        let now = wall();
         self.metrics.synced(synced, now);
         self.metrics.set_fill(sync.fill());
         self.waiting = Waiting::default();
