@@ -17,7 +17,8 @@ pub struct Process {
 }
 
 /// kube-proxy's processes in this network namespace, as far as they can be seen: from within a
-/// container only with the machine's process ids (`hostPID`).
+/// container only with the machine's process ids (`hostPID`). Where the kernel does not say in which
+/// namespace a process is, as without `CAP_SYS_PTRACE`, it counts.
 ///
 /// Beeline itself may go by that name: who runs the same file as the caller is not meant.
 pub fn processes() -> Vec<Process> {
@@ -30,7 +31,8 @@ pub fn processes() -> Vec<Process> {
     let is_meant = |folder: &Path| {
         let comm = fs::read_to_string(folder.join("comm")).unwrap_or_default();
         comm.trim_end() == NAME
-            && identity(&folder.join("ns/net")) == Some(network)
+            // It may be that only its name is for the caller to see.
+            && identity(&folder.join("ns/net")).is_none_or(|other| other == network)
             && identity(&folder.join("exe")).is_none_or(|file| Some(file) != own_file)
     };
     entries

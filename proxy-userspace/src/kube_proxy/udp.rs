@@ -23,8 +23,9 @@ use crate::conntrack_gc::{now, twin_key};
 use crate::maps::{MapFailure, Table};
 use crate::sync::Contents;
 
-/// From the end of one look at the flows to the next, at least.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// From the end of one look at the flows to the next, at least and at most: netfilter forgets flows
+/// after 30 s and more.
+const INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
 /// So many times as long as a look takes is between two.
 const REST: u32 = 20;
 
@@ -61,7 +62,7 @@ impl UdpFlows {
         let known = Known::new(contents);
         let mut held = Self {
             keys: BTreeSet::new(),
-            interval: INTERVAL,
+            interval: INTERVAL.0,
         };
         let mut n_moved = 0;
         for connection in connections()? {
@@ -134,7 +135,7 @@ impl UdpFlows {
                 forget(flows, &key)?;
             }
         }
-        self.interval = INTERVAL.max(start.elapsed() * REST);
+        self.interval = (start.elapsed() * REST).clamp(INTERVAL.0, INTERVAL.1);
         Ok(())
     }
 }

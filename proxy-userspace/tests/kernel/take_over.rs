@@ -20,7 +20,7 @@ use crate::take_over_rules::{
 /// Long enough for UDP flows to count as streams, and for every client to have said something.
 const WHILE: Duration = Duration::from_millis(2500);
 /// How long what kube-proxy left may take to go once nobody needs it.
-const GONE: Duration = Duration::from_secs(40);
+const GONE: Duration = Duration::from_secs(100);
 
 /// A node on which kube-proxy has been serving. Fields are dropped in this order.
 pub(crate) struct World {
@@ -72,7 +72,7 @@ impl World {
         }
         for state in ["timeout", "timeout_stream"] {
             let name = format!("net/netfilter/nf_conntrack_udp_{state}");
-            self.node().set(&name, "15").unwrap();
+            self.node().set(&name, "30").unwrap();
         }
     }
 
@@ -280,7 +280,7 @@ fn nothing_is_lost_where_nftables_rules_served() {
     assert_eq!(daemon.status()["problems"], json!([]));
     let flows = beeline(&world.testbed).json(["flows"]).unwrap();
     let is_left_alone = |flow: &&Value| flow["backend"] == flow["frontend"];
-    let left_alone: Vec<_> = flows
+    let left_alone: Vec<_> = flows["flows"]
         .as_array()
         .unwrap()
         .iter()
