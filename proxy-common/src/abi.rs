@@ -47,7 +47,7 @@ mod verdict;
 pub use addr::{Addr, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendFlags, BackendState};
-pub use counters::ServiceCounters;
+pub use counters::{RefusalReason, ServiceCounters};
 pub use flow::{Exit, Flow, FlowKey, FlowRole, FlowState, Side, Tuple};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope};
@@ -61,4 +61,4 @@ pub use socket::{
 pub use verdict::{Drop, Pass, Reply, Rewrite, Verdict};
 
 /// Version of the map layouts. Pins live in a folder named after it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };

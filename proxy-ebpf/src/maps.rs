@@ -226,8 +226,8 @@ impl Tables for Maps {
         };
         // SAFETY: as in `count_outcome`.
         let counters = unsafe { &mut *counters };
-        if what == Count::Refused {
-            counters.refused += 1;
+        if let Count::Refused(reason) = what {
+            counters.refuse(reason);
             return;
         }
         if what == Count::Flow {

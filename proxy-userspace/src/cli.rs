@@ -4,6 +4,7 @@ mod cleanup;
 mod config;
 mod flows;
 mod kube_proxy;
+mod migrate;
 mod progress;
 mod run;
 mod services;
@@ -66,9 +67,15 @@ enum Command {
     ///
     /// Their packets need no translation, so that they are no flows.
     Sockets(sockets::SocketsArgs),
+    /// Remove kube-proxy's rules from the kernel, once Beeline serves in its place
+    ///
+    /// A daemon must be running and have everything in force. Connections that kube-proxy opened
+    /// live on.
+    Migrate(migrate::MigrateArgs),
     /// Take everything of Beeline off this node
     ///
-    /// Programs, maps and the daemon's files go. Connections through Services break.
+    /// New connections are left to the stack, and so to kube-proxy, at once. When those that
+    /// Beeline serves are over, programs, maps and the daemon's files go.
     Cleanup(cleanup::CleanupArgs),
 }
 
@@ -138,6 +145,8 @@ enum Error {
     SocketLink(#[from] LinkError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
     Running,
+    #[error("a daemon has started meanwhile and serves again; nothing was removed")]
+    ServedAgain,
     #[error("no maps under {}: no daemon has run here, or `beeline cleanup` has", .0.display())]
     NoMaps(PathBuf),
     #[error("cannot {action} {}", path.display())]
@@ -210,6 +219,7 @@ impl Cli {
                 | Command::Services(_)
                 | Command::Flows(_)
                 | Command::Sockets(_)
+                | Command::Migrate(_)
                 | Command::Cleanup(_) => {}
             }
         }
@@ -230,6 +240,7 @@ impl Cli {
             Command::Services(args) => report(services::services(&paths, &args)),
             Command::Flows(args) => report(flows::flows(&paths, &args)),
             Command::Sockets(args) => report(sockets::sockets(&paths, &args)),
+            Command::Migrate(args) => migrate::migrate(&paths, &args),
             Command::Cleanup(args) => report(cleanup::cleanup(&paths, &args)),
         }
     }

@@ -17,6 +17,7 @@ use proxy_common::abi::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
+pub(crate) use self::timeouts::parse_seconds;
 pub use self::timeouts::{Timeouts, TimeoutsError};
 use crate::loader::pins::Pins;
 use crate::maps::{MapFailure, Table, wait_for_programs};

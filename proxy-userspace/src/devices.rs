@@ -9,6 +9,7 @@ pub mod monitor;
 mod pattern;
 mod role;
 pub mod routes;
+mod sysctls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -8,8 +8,9 @@ pub mod attach;
 pub mod cgroup;
 pub mod checks;
 mod clsact;
-mod growth;
+mod handover;
 pub mod lock;
+mod migrate;
 mod netns;
 pub mod pins;
 mod programs;
@@ -23,15 +24,18 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapInfo};
+use aya::maps::{MapData, MapError, MapInfo};
+use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use proxy_common::abi::LAYOUT_VERSION;
 use proxy_common::datapath::crc32c;
 
+pub use self::attach::Place;
 use self::checks::Features;
-use self::growth::Growth;
+use self::handover::Handover;
+use self::migrate::Origin;
 pub use self::netns::{netns_of, node_netns};
 use self::pins::Pins;
 pub use self::programs::{Kind, Program, Programs};
@@ -61,6 +65,19 @@ pub enum LoadError {
         /// Why.
         source: MapError,
     },
+    /// A map cannot be pinned.
+    #[error("map {name}: cannot pin it at {}", path.display())]
+    NewPin {
+        /// The map.
+        name: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: PinError,
+    },
+    /// A link cannot take the place of another.
+    #[error(transparent)]
+    Settle(#[from] attach::AttachError),
     /// A file or folder on bpffs.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -130,16 +147,20 @@ pub struct Loaded {
     pub programs: Programs,
     /// Those of the socket edge, if they were asked for; an error if the kernel refuses them.
     pub sockets: Option<Result<SocketPrograms, LoadError>>,
+    /// Where they are to be attached.
+    pub place: Place,
     /// What is left to do when they are attached.
     pub rest: Rest,
 }
 
 /// What is left to do when all devices are attached.
 pub struct Rest {
-    growth: Growth,
+    handover: Handover,
     programs: PathBuf,
     /// Pins that were not there before.
     made: Vec<PathBuf>,
+    /// Versions of layouts from which nothing can be carried over.
+    strange: Vec<u32>,
 }
 
 /// Makes or finds the maps and programs; those of the socket edge only `with_sockets`.
@@ -154,14 +175,22 @@ pub fn load(
     features: Features,
     with_sockets: bool,
 ) -> Result<Loaded, LoadError> {
-    let plans = plans(pins, sizes)?;
+    let origin = Origin::find(pins)?;
     for folder in [pins.maps(), pins.programs(), pins.links()] {
         std::fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     }
+    let mut shared = Vec::new();
+    if let Some(origin) = &origin {
+        tracing::info!("carrying the maps over from layout v{}", origin.version());
+        shared = origin.share(pins)?;
+    }
+    let plans = plans(pins, sizes, origin.as_ref())?;
     let job = Job {
         object,
         pins,
         plans: &plans,
+        origin: origin.as_ref(),
+        shared,
         features,
         folder: pins.programs_of(digest(object, features)),
         with_sockets,
@@ -177,6 +206,10 @@ struct Job<'a> {
     object: &'a [u8],
     pins: &'a Pins,
     plans: &'a [(Spec, Plan)],
+    /// What is carried over from another layout.
+    origin: Option<&'a Origin>,
+    /// New pins of maps that are shared with it.
+    shared: Vec<PathBuf>,
     features: Features,
     /// Of the programs.
     folder: PathBuf,
@@ -207,7 +240,8 @@ impl Job<'_> {
                 None => SocketPrograms::load(&mut self.load_object()?, &self.folder),
             }
         });
-        self.loaded(programs, sockets, Growth::default(), Vec::new())
+        let handover = Handover::begin(self.pins, self.origin)?;
+        self.loaded(programs, sockets, handover, Vec::new())
     }
 
     fn load_anew(&self) -> Result<Loaded, LoadError> {
@@ -220,8 +254,17 @@ impl Job<'_> {
         let programs = Programs::load(&mut ebpf, &self.folder)?;
         let load_sockets = || SocketPrograms::load(&mut ebpf, &self.folder);
         let sockets = self.with_sockets.then(load_sockets);
-        let growth = Growth::begin(self.pins, self.plans)?;
-        self.loaded(programs, sockets, growth, made(self.pins, self.plans))
+        migrate::step("loaded");
+        handover::replace_grown(self.pins, self.plans)?;
+        let handover = Handover::begin(self.pins, self.origin)?;
+        self.loaded(programs, sockets, handover, self.made())
+    }
+
+    /// The pins that were not there before.
+    fn made(&self) -> Vec<PathBuf> {
+        let mut made = made(self.pins, self.plans);
+        made.extend(self.shared.iter().cloned());
+        made
     }
 
     fn load_object(&self) -> Result<Ebpf, LoadError> {
@@ -249,27 +292,42 @@ impl Job<'_> {
         &self,
         programs: Programs,
         sockets: Option<Result<SocketPrograms, LoadError>>,
-        growth: Growth,
+        handover: Handover,
         made: Vec<PathBuf>,
     ) -> Result<Loaded, LoadError> {
+        let strange = self.strange()?;
+        let place = if handover.is_empty() && strange.is_empty() {
+            Place::Instead
+        } else {
+            Place::Behind
+        };
         let rest = Rest {
-            growth,
+            handover,
             programs: self.folder.clone(),
             made,
+            strange,
         };
         Ok(Loaded {
             maps: Maps::open(self.pins)?,
             programs,
             sockets,
+            place,
             rest,
         })
+    }
+
+    /// The other layouts that mean nothing to us.
+    fn strange(&self) -> Result<Vec<u32>, LoadError> {
+        let mut others = other_layouts(self.pins)?;
+        others.retain(|version| self.origin.is_none_or(|it| it.version() != *version));
+        Ok(others)
     }
 
     /// Removes the maps that did not exist before, and the programs.
     fn undo(&self) {
         let grown = self.plans.iter();
         let grown = grown.map(|(spec, _)| self.pins.grown_map(spec.name));
-        for path in made(self.pins, self.plans).into_iter().chain(grown) {
+        for path in self.made().into_iter().chain(grown) {
             warn_if_failed(remove_file(&path));
         }
         warn_if_failed(remove_folder(&self.folder));
@@ -278,8 +336,17 @@ impl Job<'_> {
 }
 
 impl Rest {
+    /// Whether the programs of a predecessor have to serve until our Services are in force: what
+    /// it knew cannot be read.
+    pub const fn needs_services(&self) -> bool {
+        !self.strange.is_empty()
+    }
+
     /// Removes what the load made, if nothing of it was attached.
     pub fn undo(self, pins: &Pins) {
+        if let Err(error) = attach::discard_new(pins) {
+            tracing::warn!("{error}");
+        }
         if self.made.is_empty() {
             return;
         }
@@ -290,46 +357,100 @@ impl Rest {
         remove_empty_folders(pins);
     }
 
-    /// Takes over what programs wrote into outgrown maps until they were replaced, and removes
-    /// what no attached program uses any more.
+    /// Lets our programs take the place of those behind which they were attached, with all that
+    /// these knew, and removes what no attached program uses any more.
     ///
     /// # Errors
     /// If a map or a pin refuses.
     pub fn finish(self, pins: &Pins) -> Result<(), LoadError> {
-        self.growth.finish()?;
+        self.handover.finish(pins)?;
         for name in names(&pins.programs())? {
             let folder = pins.programs().join(name);
             if folder != self.programs {
                 remove_folder(&folder)?;
             }
         }
-        let others = pins
-            .other_layouts()
-            .map_err(io_error("read", pins.root()))?;
-        for folder in others {
-            tracing::warn!(
-                "the maps in {} have another layout than v{LAYOUT_VERSION}: their flows and \
-                 affinities are not carried over; removing them",
-                folder.display()
-            );
-            remove_folder(&folder)?;
+        for version in other_layouts(pins)? {
+            if self.strange.contains(&version) {
+                tracing::warn!(
+                    "layout v{version} is not known to this version, whose layout is \
+                     v{LAYOUT_VERSION}: flows and affinities are not carried over"
+                );
+            }
+            remove_folder(&pins.of_layout(version).layout())?;
+            migrate::step("removed");
         }
         Ok(())
     }
 }
 
+fn other_layouts(pins: &Pins) -> Result<Vec<u32>, LoadError> {
+    pins.other_layouts().map_err(io_error("read", pins.root()))
+}
+
 /// What becomes of each map.
-fn plans(pins: &Pins, sizes: &Sizes) -> Result<Vec<(Spec, Plan)>, LoadError> {
+fn plans(
+    pins: &Pins,
+    sizes: &Sizes,
+    origin: Option<&Origin>,
+) -> Result<Vec<(Spec, Plan)>, LoadError> {
     let memory = sizes::memory();
     let plan = |spec: Spec| {
-        let default = sizes::default_size(spec.name, memory);
+        let before = origin.map(|origin| origin.size(spec.name)).transpose()?;
+        let before = before.flatten();
+        let asked = sizes.asked(spec.name);
+        let default = before.unwrap_or_else(|| sizes::default_size(spec.name, memory));
+        // One that is made anew is to have room for what it had before.
+        let asked = asked.map(|asked| asked.max(before.unwrap_or(0)));
         let pinned = pinned(pins, &spec)?;
-        Ok((
-            spec,
-            sizes::plan(&spec, sizes.asked(spec.name), default, pinned)?,
-        ))
+        Ok((spec, sizes::plan(&spec, asked, default, pinned)?))
     };
-    MAPS.into_iter().map(plan).collect()
+    let mut plans: Vec<_> = MAPS
+        .into_iter()
+        .map(plan)
+        .collect::<Result<_, LoadError>>()?;
+    if plans.iter().any(|(_, plan)| matches!(plan, Plan::Grow(_))) {
+        // The programs of the old maps are told something that those of the new ones are not.
+        for (spec, plan) in &mut plans {
+            if spec.name == handover::SETTINGS && matches!(plan, Plan::Keep(_)) {
+                *plan = Plan::Grow(plan.size());
+            }
+        }
+    }
+    Ok(plans)
+}
+
+/// The map that is pinned at `path`, called `name` in messages.
+fn map_info(name: &'static str, path: &Path) -> Result<Option<MapInfo>, LoadError> {
+    match MapInfo::from_pin(path) {
+        Ok(info) => Ok(Some(info)),
+        Err(MapError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(LoadError::Pin {
+            name,
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Pins a map a second time.
+fn pin_map(name: &'static str, from: &Path, to: &Path) -> Result<(), LoadError> {
+    let map = MapData::from_pin(from).map_err(|source| LoadError::Pin {
+        name,
+        path: from.to_owned(),
+        source,
+    })?;
+    // A start that was killed may have left one.
+    remove_file(to)?;
+    map.pin(to).map_err(|source| LoadError::NewPin {
+        name,
+        path: to.to_owned(),
+        source,
+    })
 }
 
 fn pinned(pins: &Pins, spec: &Spec) -> Result<Option<Pinned>, LoadError> {
@@ -339,14 +460,8 @@ fn pinned(pins: &Pins, spec: &Spec) -> Result<Option<Pinned>, LoadError> {
         path: pins.map(spec.name),
         source,
     };
-    let info = match MapInfo::from_pin(path) {
-        Ok(info) => info,
-        Err(MapError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.kind() == io::ErrorKind::NotFound =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(failed(error)),
+    let Some(info) = map_info(spec.name, &path)? else {
+        return Ok(None);
     };
     let shape = Shape {
         map_type: info.map_type().map_err(failed)?,

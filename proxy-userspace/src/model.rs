@@ -185,7 +185,9 @@ pub enum Event {
 }
 
 /// Something that an administrator should know, until it is solved.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize,
+)]
 pub struct Problem {
     /// What is in trouble: `Service shop/web`, `file x.yaml`, `API server`. One problem a subject.
     pub subject: String,

@@ -10,6 +10,7 @@ mod logs;
 mod origin;
 mod socket_edge;
 mod surroundings;
+mod take_over;
 mod unread;
 mod vitals;
 
@@ -33,7 +34,7 @@ use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
 use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
-use crate::loader::{self, LoadError, Loaded, Programs, SocketPrograms};
+use crate::loader::{self, LoadError, Loaded, Place, Programs, SocketPrograms};
 use crate::maps::Maps;
 use crate::node::{NodeConfig, SocketLb};
 use crate::pods::Skip;
@@ -77,6 +78,8 @@ pub struct Options {
     pub bind_address_hard_fail: bool,
     /// What all of this comes from.
     pub config: Arc<InForce>,
+    /// Whether kube-proxy's rules are removed once everything is in force.
+    pub replace_kube_proxy: bool,
 }
 
 /// The kernel programs.
@@ -135,18 +138,29 @@ async fn start_at(
         maps,
         programs,
         sockets,
+        place,
         rest,
     } = loader::load(OBJECT, pins, &options.sizes, features, with_sockets)?;
+    let needs_services = rest.needs_services();
     let job = Attach {
         options,
         pins,
         method,
+        place,
         site,
     };
     match job.attach(maps, programs, sockets).await {
-        Ok((control, edges)) => {
-            if let Err(error) = rest.finish(pins) {
-                tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
+        Ok((mut control, edges)) => {
+            let pins = pins.clone();
+            let finish = move || {
+                if let Err(error) = rest.finish(&pins) {
+                    tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
+                }
+            };
+            if needs_services {
+                control.when_in_force(finish);
+            } else {
+                finish();
             }
             Ok(Node {
                 source,
@@ -166,6 +180,7 @@ struct Attach<'a> {
     options: &'a Options,
     pins: &'a Pins,
     method: Method,
+    place: Place,
     site: &'a Site,
 }
 
@@ -182,7 +197,8 @@ impl Attach<'_> {
         let (routes, wanted_routes) = watch::channel(None);
         let control = Control::new(options, maps, self.method, routes)?;
         let netlink = monitor::connect()?;
-        let attacher = Attacher::new(self.method, self.pins.clone(), netlink.clone(), programs);
+        let how = (self.method, self.place);
+        let attacher = Attacher::new(how, self.pins.clone(), netlink.clone(), programs);
         let state_dir = options.state_dir.clone();
         let (host, is_made) = Host::start(netlink.clone(), state_dir, wanted_routes).await;
         let edges = match Edges::start(attacher, options.devices.clone(), host).await {

@@ -8,6 +8,10 @@ pub mod file;
 pub mod kubernetes;
 mod ledger;
 pub mod parse;
+mod rights;
+pub mod state;
 
 pub use file::{FileError, FileSource};
 pub use kubernetes::{KubernetesError, KubernetesSource};
+pub use rights::{Right, rights, rights_for_pods};
+pub use state::{ResourceState, Restart, SourceState};

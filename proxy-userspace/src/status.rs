@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::wall;
 use crate::loader::attach::Method;
 use crate::model::Problem;
 use crate::node::NodeConfig;
 use crate::sockets::Counts;
+use crate::source::{ResourceState, SourceState};
 
 /// The state of the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -27,6 +29,9 @@ pub struct Status {
     pub node: String,
     /// Where Services come from.
     pub source: String,
+    /// What is heard of the source, by resource.
+    #[serde(default)]
+    pub resources: BTreeMap<String, ResourceStatus>,
     /// Whether everything that was known at first is in force, on all devices.
     pub synced: bool,
     /// The latest sync.
@@ -49,6 +54,36 @@ pub struct Status {
     pub modes: BTreeMap<String, String>,
     /// Seconds that flows may be silent, by state.
     pub timeouts: BTreeMap<String, u32>,
+}
+
+/// How the source gets on with one resource.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ResourceStatus {
+    /// Whether it has been read whole.
+    pub listed: bool,
+    /// Whether changes are heard of.
+    pub connected: bool,
+    /// Since when that has been so: seconds since 1970.
+    pub since: u64,
+    /// How often the watch had to be begun anew, by reason; reasons that did not occur are left
+    /// out.
+    pub restarts: BTreeMap<String, u64>,
+}
+
+/// How the source gets on, by resource.
+pub fn resources(state: &SourceState) -> BTreeMap<String, ResourceStatus> {
+    let status = |state: &ResourceState| {
+        let restarts = state.n_restarts.iter().filter(|(_, n)| **n > 0);
+        ResourceStatus {
+            listed: state.is_listed,
+            connected: state.is_connected,
+            since: unix_time().saturating_sub(state.since.elapsed().as_secs()),
+            restarts: restarts.map(|(why, n)| ((*why).to_owned(), *n)).collect(),
+        }
+    };
+    let all = state.resources.iter();
+    all.map(|(name, state)| ((*name).to_owned(), status(state)))
+        .collect()
 }
 
 /// The socket edge.
@@ -175,7 +210,7 @@ pub fn lock_file(state_dir: &Path) -> PathBuf {
 
 /// Seconds since 1970.
 pub fn unix_time() -> u64 {
-    SystemTime::now()
+    wall()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
         .as_secs()
@@ -229,6 +264,8 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -241,6 +278,7 @@ mod tests {
             started: 3,
             node: "n".to_owned(),
             source: "file".to_owned(),
+            resources: resources(&SourceState::new(["files"], Instant::now())),
             synced: true,
             last_sync: Some(LastSync {
                 at: 1,

@@ -43,7 +43,9 @@ mod plan;
 mod publish;
 mod ranges;
 mod refusal;
+mod room;
 mod target;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +61,7 @@ use self::ids::Ids;
 use self::plan::Plan;
 use self::publish::Writer;
 use self::refusal::Refusal;
+use self::room::{Place, Queue};
 pub use self::target::{Capacity, Contents, Target, Write, source_range, source_range_key};
 use crate::desired::DesiredPort;
 use crate::model::{ObjectName, Problem};
@@ -78,8 +81,8 @@ pub struct Sync {
     node_addresses: BTreeMap<Addr, AddressFlags>,
     /// Addresses whose entry may say more than it should, or less.
     loose: BTreeSet<Addr>,
-    /// Why one of them could not be brought up to date.
-    address_refusal: Option<Refusal>,
+    /// Why some of them could not be brought up to date.
+    address_refusals: BTreeMap<Addr, Refusal>,
     /// Removals of damaged entries that a predecessor left.
     repairs: Vec<Write>,
     /// Services that a predecessor left and nobody has asked for yet.
@@ -90,6 +93,10 @@ pub struct Sync {
     pending: BTreeMap<ObjectName, Pending>,
     /// Who waits for a frontend that another Service has.
     waiting: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+    /// Who waits for room.
+    queue: Queue,
+    /// What would take back the writes of the update that is being made, if one is.
+    journal: Option<Vec<Write>>,
 }
 
 /// What a Service should be, and why it isn't.
@@ -97,6 +104,10 @@ pub struct Sync {
 struct Pending {
     desired: Arc<[DesiredPort]>,
     refusal: Option<Refusal>,
+    /// Where it waits for room, if it does.
+    place: Option<Place>,
+    /// What tells how long it has waited for room, if it ever has.
+    ticket: Option<u64>,
 }
 
 /// What an update came to.
@@ -129,11 +140,13 @@ impl Sync {
             capacity,
             node_addresses: Self::adopted_node_addresses(&actual.addresses),
             loose: BTreeSet::new(),
-            address_refusal: None,
+            address_refusals: BTreeMap::new(),
             actual,
             repairs,
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            queue: Queue::default(),
+            journal: None,
         };
         sync.loose = sync.unsettled_addresses();
         sync
@@ -189,11 +202,14 @@ impl Sync {
         for (name, ports) in changes {
             self.unclaimed.remove(&name);
             self.stop_waiting(&name);
+            let ticket = self.pending.get(&name).and_then(|pending| pending.ticket);
             self.pending.insert(
                 name.clone(),
                 Pending {
                     desired: ports.into(),
                     refusal: None,
+                    place: None,
+                    ticket,
                 },
             );
             names.push(name);
@@ -230,15 +246,16 @@ impl Sync {
         &self.unclaimed
     }
 
-    /// Tries again what is pending.
+    /// Tries again what is pending, but for who waits for room, unless there is some.
     pub fn retry<T: Target>(&mut self, target: &mut T) -> Report {
-        self.run(self.pending.keys().cloned().collect(), target)
+        let due = self.pending.iter().filter(|(_, it)| it.place.is_none());
+        self.run(due.map(|(name, _)| name.clone()).collect(), target)
     }
 
     /// Whether a write failed that is still to be done.
     pub fn has_failed_writes(&self) -> bool {
         let services = self.pending.values().map(|pending| &pending.refusal);
-        let mut refusals = services.chain([&self.address_refusal]).flatten();
+        let mut refusals = services.flatten().chain(self.address_refusals.values());
         !self.repairs.is_empty() || refusals.any(|it| matches!(it, Refusal::Write { .. }))
     }
 
@@ -259,23 +276,19 @@ impl Sync {
                 message,
             })
         };
-        self.map_problem()
+        self.damage()
             .into_iter()
+            .chain(self.address_problem())
             .chain(self.pending.iter().filter_map(problem))
             .collect()
     }
 
-    /// What is wrong with the maps that is no single Service's trouble.
-    fn map_problem(&self) -> Option<Problem> {
-        let damaged = (!self.repairs.is_empty()).then(|| {
-            let n_damaged = self.repairs.len();
-            format!("{n_damaged} damaged entries are still to be removed")
-        });
-        let address = self.address_refusal.as_ref().map(Refusal::to_string);
-        let messages: Vec<_> = damaged.into_iter().chain(address).collect();
-        (!messages.is_empty()).then(|| Problem {
+    /// What is wrong with the maps that is no single object's trouble.
+    fn damage(&self) -> Option<Problem> {
+        let n_damaged = self.repairs.len();
+        (n_damaged > 0).then(|| Problem {
             subject: "maps".to_owned(),
-            message: messages.join("; "),
+            message: format!("{n_damaged} damaged entries are still to be removed"),
         })
     }
 
@@ -285,33 +298,54 @@ impl Sync {
             n_writes: 0,
         };
         self.repair(&mut writer);
+        let _n_settled = self.bring(names, &mut writer);
+        self.settle_addresses(&mut writer);
+        self.let_in(&mut writer);
+        self.report(&writer)
+    }
+
+    /// Publishes all these Services and then withdraws what they had before. Yields how many are
+    /// in force as far as possible.
+    fn bring<T: Target>(&mut self, names: Vec<ObjectName>, writer: &mut Writer<'_, T>) -> usize {
         let mut published = Vec::new();
-        for name in self.with_heirs(names) {
+        for name in self.in_order(self.with_heirs(names)) {
             self.stop_waiting(&name);
-            match self.publish(&name, &mut writer) {
+            match self.publish(&name, writer) {
                 Ok(plan) => published.push((name, plan)),
                 Err(refusal) => self.refuse(&name, refusal),
             }
             self.rest_left_blocks();
         }
         if published.iter().any(|(_, plan)| self.sheds_ranges(plan)) {
-            self.pass_grace_period(&mut writer);
+            self.pass_grace_period(writer);
         }
+        let mut n_settled = 0;
         for (name, plan) in published {
-            match self.withdraw(&name, &plan, &mut writer) {
-                Ok(()) => self.settle_service(&name, plan),
+            match self.withdraw(&name, &plan, writer) {
+                Ok(()) => {
+                    self.settle_service(&name, plan);
+                    n_settled += 1;
+                }
                 Err(refusal) => self.refuse(&name, refusal),
             }
             self.rest_left_blocks();
         }
-        self.settle_addresses(&mut writer);
-        self.report(&writer)
+        n_settled
+    }
+
+    /// Those that are in force first: room goes to them before it goes to new ones.
+    fn in_order(&self, names: BTreeSet<ObjectName>) -> impl Iterator<Item = ObjectName> + use<> {
+        let is_in_force = |name: &ObjectName| !self.actual.ids_of(name).is_empty();
+        let (old, new): (Vec<_>, Vec<_>) = names.into_iter().partition(is_in_force);
+        old.into_iter().chain(new)
     }
 
     fn report<T>(&self, writer: &Writer<'_, T>) -> Report {
         Report {
             n_writes: writer.n_writes,
-            n_pending: self.pending.len() + usize::from(self.map_problem().is_some()),
+            n_pending: self.pending.len()
+                + usize::from(!self.repairs.is_empty())
+                + usize::from(!self.address_refusals.is_empty()),
         }
     }
 
@@ -361,12 +395,27 @@ impl Sync {
     }
 
     fn refuse(&mut self, name: &ObjectName, refusal: Refusal) {
-        if let Some(pending) = self.pending.get_mut(name) {
-            pending.refusal = Some(refusal);
+        let is_new = self.actual.ids_of(name).is_empty();
+        let free = self.free_in_the_end();
+        let Some(pending) = self.pending.get_mut(name) else {
+            return;
+        };
+        if let Refusal::Full(shortage) = &refusal {
+            let who = (name, shortage.needed);
+            let place = self.queue.wait(who, free, is_new, pending.ticket);
+            pending.ticket = Some(place.ticket());
+            pending.place = Some(place);
         }
+        pending.refusal = Some(refusal);
     }
 
+    /// Takes a Service out of the queues: it is about to be tried, or replaced by another version.
     fn stop_waiting(&mut self, name: &ObjectName) {
+        if let Some(pending) = self.pending.get_mut(name)
+            && let Some(place) = pending.place.take()
+        {
+            self.queue.leave(place);
+        }
         let refusal = self
             .pending
             .get(name)

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use api_server::{ApiServer, Failure, Gone, Verb};
 use beeline::source::KubernetesSource;
-use beeline::source::kubernetes::client;
+use beeline::source::kubernetes::{Access, client, state};
 use events::Events;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tokio::task::JoinHandle;
 
 fn service(name: &str, address: &str) -> Value {
@@ -58,6 +59,7 @@ struct Fixture {
     server: ApiServer,
     events: Events,
     source: JoinHandle<()>,
+    _kubeconfig: NamedTempFile,
 }
 
 impl Fixture {
@@ -66,22 +68,25 @@ impl Fixture {
     }
 
     async fn with(server: ApiServer, pods: bool) -> Self {
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        let kubeconfig = NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
-        let client = client(Some(kubeconfig.path())).await.unwrap();
+        let access = Access {
+            kubeconfig: Some(kubeconfig.path().to_owned()),
+            ..Access::default()
+        };
         let (sender, events) = Events::channel();
-        let source = tokio::spawn(
-            KubernetesSource {
-                client,
-                node: "n1".into(),
-                pods,
-            }
-            .run(sender),
-        );
+        let source = KubernetesSource {
+            client: client(&access).await.unwrap(),
+            timing: access.timing,
+            node: "n1".into(),
+            pods,
+            state: state(pods),
+        };
         Self {
             server,
             events,
-            source,
+            source: tokio::spawn(source.run(sender)),
+            _kubeconfig: kubeconfig,
         }
     }
 
@@ -208,7 +213,7 @@ async fn only_what_matters_is_asked_for() {
         ("/api/v1/nodes", ["[fieldSelector=metadata.name=n1]", ""]),
     ] {
         it.server
-            .requested(&[path, parts[0], parts[1], "[limit="], 1)
+            .requested(&["LIST", path, parts[0], parts[1], "[limit="], 1)
             .await;
         let watch = [
             path,
@@ -359,7 +364,7 @@ async fn a_cut_connection_is_resumed_where_it_was() {
         .server
         .requests()
         .iter()
-        .filter(|request| request.contains("[limit="))
+        .filter(|request| request.starts_with("LIST"))
         .count();
     assert_eq!(lists, 4);
     it.expect_nothing_before_a_change("10.0.0.9").await;
@@ -428,9 +433,7 @@ async fn an_error_event_in_a_running_watch_leads_to_a_new_list() {
             "kind": "Status", "code": 410, "reason": "Expired", "message": "too old",
         }),
     );
-    it.server
-        .requested(&["/endpointslices", "[limit="], 2)
-        .await;
+    it.server.requested(&["LIST", "/endpointslices"], 2).await;
     it.watched().await;
     it.server.apply(slice("web-1", &["10.1.0.5"]));
     it.expect(&["Slice shop/web-1 10.1.0.5"]).await;
@@ -461,7 +464,7 @@ async fn bookmarks_move_the_version_on() {
     it.watched().await;
     it.server.apply(service("web", "10.0.0.2"));
     it.expect(&["Service shop/web 10.0.0.2"]).await;
-    let is_list = |request: &String| request.contains("/services") && request.contains("[limit=");
+    let is_list = |request: &String| request.starts_with("LIST") && request.contains("/services");
     assert_eq!(it.server.requests().into_iter().filter(is_list).count(), 1);
 }
 
@@ -549,7 +552,7 @@ async fn an_event_that_can_not_be_read_leads_to_a_new_list() {
         .await;
     it.expect(&["Solved API server"]).await;
     it.expect_nothing_before_a_change("10.0.0.9").await;
-    it.server.requested(&["/services", "[limit="], 2).await;
+    it.server.requested(&["LIST", "/services"], 2).await;
 }
 
 #[tokio::test]
@@ -593,10 +596,11 @@ async fn it_ends_when_nobody_listens() {
 
 #[tokio::test]
 async fn a_missing_kubeconfig_is_an_error() {
-    let error = client(Some("/nonexistent/config".as_ref()))
-        .await
-        .map(drop)
-        .unwrap_err();
+    let access = Access {
+        kubeconfig: Some("/nonexistent/config".into()),
+        ..Access::default()
+    };
+    let error = client(&access).await.map(drop).unwrap_err();
     assert_eq!(
         error.to_string(),
         "kubeconfig /nonexistent/config: no such file or directory"
@@ -635,7 +639,7 @@ async fn pods_of_this_node_are_followed_by_their_metadata() {
     );
     it.server.watched("pods").await;
     let ours = "[fieldSelector=spec.nodeName=n1,status.phase!=Succeeded,status.phase!=Failed]";
-    for watch in ["[limit=", "[watch=true]"] {
+    for watch in ["LIST", "WATCH"] {
         let parts = ["/api/v1/pods", ours, watch, "[as=PartialObjectMetadata"];
         it.server.requested(&parts, 1).await;
     }

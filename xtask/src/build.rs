@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -22,6 +23,13 @@ pub(crate) struct Args {
     /// Optimise the command too
     #[arg(long)]
     release: bool,
+    /// Link it statically, for this target such as aarch64-unknown-linux-gnu: for an image; implies
+    /// --release
+    #[arg(long, value_name = "TARGET")]
+    static_for: Option<String>,
+    /// Build `beeline-next` as well, whose maps have another layout: for tests of upgrades
+    #[arg(long)]
+    next: bool,
 }
 
 /// What a build leaves behind.
@@ -37,9 +45,15 @@ pub(crate) struct Built {
 /// # Errors
 /// As [`build`].
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let built = build(args.release)?;
+    let built = match &args.static_for {
+        Some(target) => build_static(target)?,
+        None => build(args.release)?,
+    };
     println!("kernel programs: {}", built.object.display());
     println!("command:         {}", built.beeline.display());
+    if args.next {
+        println!("the next one:    {}", next()?.display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -61,24 +75,83 @@ pub(crate) fn build(release: bool) -> Result<Built> {
     })
 }
 
+/// Builds everything for a machine that has nothing: the command depends on no other file.
+///
+/// # Errors
+/// As [`build`]; if the compiler or a linker for the target is missing.
+fn build_static(target: &str) -> Result<Built> {
+    let object = kernel_programs()?;
+    process::run(
+        process::cargo()
+            .args(["build", "--package", "proxy-userspace", "--bin", "beeline"])
+            .args(["--release", "--target", target])
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+    )?;
+    Ok(Built {
+        object,
+        beeline: workspace::target_dir()?
+            .join(target)
+            .join("release/beeline"),
+    })
+}
+
+/// The feature that gives maps another layout.
+pub(crate) const NEXT_LAYOUT: [&str; 2] = ["--features", "next-layout"];
+
+/// Builds `beeline-next` beside `beeline`, unoptimised: the same, but its maps have another layout.
+/// Only our own crates are compiled once more.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn next() -> Result<PathBuf> {
+    let object = next_kernel_programs()?;
+    process::run(
+        process::cargo()
+            .args(["build", "--package", "proxy-userspace", "--bin", "beeline"])
+            .args(NEXT_LAYOUT)
+            .env("BEELINE_BPF_OBJECT", &object),
+    )?;
+    let folder = workspace::target_dir()?.join("debug");
+    let next = folder.join("beeline-next");
+    replace(&next, &read(&folder.join("beeline"))?)?;
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("{}: can't be made executable", next.display()))?;
+    Ok(next)
+}
+
 /// Sets up what is missing, builds the kernel programs and checks them; returns the object's
 /// stable place.
 ///
 /// # Errors
 /// As [`build`].
 pub(crate) fn kernel_programs() -> Result<PathBuf> {
+    let stable = workspace::bpf_object()?;
+    compile_kernel_programs(&[], &stable)?;
+    Ok(stable)
+}
+
+/// The same for those of `beeline-next`.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn next_kernel_programs() -> Result<PathBuf> {
+    let object = workspace::bpf_object()?.with_file_name("beeline-next.bpf.o");
+    compile_kernel_programs(&NEXT_LAYOUT, &object)?;
+    Ok(object)
+}
+
+fn compile_kernel_programs(features: &[&str], stable: &Path) -> Result<()> {
     let bpf = setup::ensure()?;
-    let cargo = bpf.compiler.cargo();
-    process::run(bpf_cargo(&bpf, process::foreign_cargo(cargo).arg("build"))?)?;
+    let mut cargo = process::foreign_cargo(bpf.compiler.cargo());
+    process::run(bpf_cargo(&bpf, cargo.arg("build"))?.args(features))?;
     let bytes = read(
         &bpf_target_dir()?
             .join(BPF_TARGET)
             .join("release/beeline-ebpf"),
     )?;
     bpf_object::check(&bytes).context("kernel programs are unusable")?;
-    let stable = workspace::bpf_object()?;
-    replace(&stable, &bytes)?;
-    Ok(stable)
+    replace(stable, &bytes)
 }
 
 /// Completes a command of cargo's, such as `build`, so that it works on the kernel programs.

@@ -1,14 +1,15 @@
-//! `cargo xtask lint`: formatting, clippy on both sides, and the project's own rules.
+//! `cargo xtask lint`: formatting, clippy on both sides, the project's own rules, and the crates
+//! that it is made of.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::setup::BpfToolchain;
-use crate::{build, process, setup, tidy, workspace};
+use crate::{build, cargo_deny, process, setup, tidy, workspace};
 
 /// Checks formatting, runs clippy on the host's crates and on the kernel programs, and checks
-/// the project's own rules (tidy)
+/// the project's own rules (tidy) and the crates that it is made of (cargo-deny)
 ///
 /// Runs all of them and fails if one does. Findings of tidy read `file:line: message`.
 #[derive(clap::Args)]
@@ -39,7 +40,7 @@ pub(crate) fn format() -> Result<()> {
         .context("not formatted, `cargo fmt` mends it")
 }
 
-/// Runs clippy on everything, and tidy; the kernel programs must be built.
+/// Runs clippy on everything, tidy and cargo-deny; the kernel programs must be built.
 ///
 /// # Errors
 /// What failed, after all of it has run.
@@ -49,6 +50,7 @@ pub(crate) fn lint() -> Result<()> {
         kernel_tests_clippy(),
         bpf_clippy(&setup::ensure()?),
         tidy(),
+        cargo_deny::check(),
     ];
     let failed: Vec<String> = results
         .into_iter()

@@ -4,8 +4,10 @@ mod bench;
 mod bpf_linker;
 mod bpf_object;
 mod build;
+mod cargo_deny;
 mod debian;
 mod lint;
+mod manifests;
 mod process;
 mod run;
 mod semantics;
@@ -29,6 +31,7 @@ enum Command {
     Run(run::Args),
     Bench(bench::Args),
     Lint(lint::Args),
+    Manifests(manifests::Args),
     Test(test::Args),
     Semantics(semantics::Args),
     Vm(vm::Args),
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Manifests(args) => manifests::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Semantics(args) => semantics::run(&args),
         Command::Vm(args) => vm::run(args).map(|()| ExitCode::SUCCESS),

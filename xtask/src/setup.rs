@@ -38,12 +38,14 @@ const HOST_PACKAGES: [&str; 4] = [
 
 /// Packages of the programs that kernel tests start. None of them starts a service: the server of
 /// `redis-tools` is there as `redis-check-rdb`, and iperf3's asks first.
-pub(crate) const TEST_PACKAGES: [&str; 6] = [
+pub(crate) const TEST_PACKAGES: [&str; 8] = [
     "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
     "iperf3",
+    "iptables",
     "netcat-openbsd",
+    "nftables",
     "redis-tools",
 ];
 

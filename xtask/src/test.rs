@@ -124,6 +124,7 @@ fn host_tests() -> Result<Tally> {
 fn kernel_tests() -> Result<Tally> {
     need_root()?;
     setup::test_programs()?;
+    build::next()?;
     cargo_test(process::cargo().args(["test", "--package", "proxy-userspace", "--test", "kernel"]))
 }
 

@@ -1,13 +1,14 @@
-//! A node, pods and networks around it, made of network namespaces.
+//! One node or two, pods and networks around them, made of network namespaces.
 //!
 //! ```text
-//!   pod ── veth002 ┐
-//!   pod ── veth003 ┼ node ── eth0 ── outside ── remote node ── pods
-//!   pod ── veth004 ┘                        (smaller MTU)
+//!   pod ── veth101 ┐                               ┌ veth101 ── pod
+//!   pod ── veth102 ┼ node ── outside ── remote node ┼ veth102 ── pod
+//!   pod ── veth103 ┘    (any MTU, machines)         └ veth103 ── pod
 //! ```
 //!
-//! Everything has addresses of both families; the node forwards, with strict reverse path
-//! filtering. Nodes have control groups, and their pods within. Any number of testbeds may be up at a time, of this process and of others. A
+//! Everything has addresses of both families; nodes forward, with strict reverse path filtering.
+//! They have control groups, their pods' within, and a bpffs and a state folder each, so that both
+//! may run Beeline. Any number of testbeds may be up at a time, of this process and of others. A
 //! testbed goes away with everything in it when it is dropped, on Ctrl-C and on SIGTERM; if its
 //! process is killed, when the next testbed is made.
 
@@ -15,6 +16,7 @@ mod cgroup;
 mod daemon;
 mod device;
 pub mod dns;
+pub mod load;
 mod namespace;
 mod node;
 mod program;
@@ -28,7 +30,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MsFlags, mount};
 
 use self::cgroup::Cgroup;
 pub use daemon::{Beeline, Daemon};
@@ -61,7 +62,6 @@ pub struct Testbed {
     /// Above those of the nodes.
     cgroup: Cgroup,
     logs: AtomicU32,
-    bpffs: PathBuf,
 }
 
 impl Testbed {
@@ -89,7 +89,7 @@ impl Testbed {
     /// As [`Self::new`].
     pub fn bare_on(other: &Self) -> Result<Self> {
         let mut testbed = Self::bare()?;
-        testbed.bpffs = other.bpffs();
+        testbed.node.bpffs = other.bpffs();
         Ok(testbed)
     }
 
@@ -109,7 +109,7 @@ impl Testbed {
         let _making = traces::making();
         let testbed = Self::unlinked(id, layout)?;
         node::forward(&testbed.outside)?;
-        link(&testbed.outside, &testbed.node, "node", 18, 1500)?;
+        link(&testbed.outside, &testbed.node, "node", 1500)?;
         Ok(testbed)
     }
 
@@ -119,20 +119,21 @@ impl Testbed {
     }
 
     fn unlinked(id: &traces::Id, layout: Layout) -> Result<Self> {
-        make_folders(id)?;
+        let manifests = id.folder().join("manifests");
+        std::fs::create_dir_all(&manifests)
+            .with_context(|| format!("create folder {}", manifests.display()))?;
         let own_cgroup = Cgroup::own(id)?;
         let cgroup = own_cgroup.testbed(id)?;
         let outside = Namespace::create(&id.namespace("outside"), own_cgroup.clone())?;
         let node = Namespace::create(&id.namespace("node"), cgroup.child("node")?)?;
         Ok(Self {
             id: id.clone(),
-            node: Node::new(node, layout, 0)?,
+            node: Node::new(node, layout, id, 0)?,
             outside,
             remote: OnceLock::new(),
             own_cgroup,
             cgroup,
             logs: AtomicU32::new(0),
-            bpffs: id.bpffs(),
         })
     }
 
@@ -186,8 +187,8 @@ impl Testbed {
         let _making = traces::making();
         let cgroup = self.cgroup.child("remote")?;
         let namespace = Namespace::create(&self.id.namespace("remote"), cgroup)?;
-        let remote = Node::new(namespace, layout, 1)?;
-        link(&self.outside, &remote, "remote", 19, mtu)?;
+        let remote = Node::new(namespace, layout, &self.id, 1)?;
+        link(&self.outside, &remote, "remote", mtu)?;
         self.remote.get_or_init(|| remote);
         Ok(())
     }
@@ -251,17 +252,17 @@ impl Testbed {
         self.node.namespace.cgroup()
     }
 
-    /// The testbed's bpffs.
+    /// The node's bpffs.
     pub fn bpffs(&self) -> PathBuf {
-        self.bpffs.clone()
+        self.node.bpffs().to_owned()
     }
 
-    /// The daemon's state folder.
+    /// The state folder of the node's daemon.
     pub fn state_folder(&self) -> PathBuf {
-        self.id.folder().join("state")
+        self.node.state_folder().to_owned()
     }
 
-    /// The folder that the daemon reads manifests from; empty at first.
+    /// The folder that daemons read manifests from; empty at first.
     pub fn manifests(&self) -> PathBuf {
         self.id.folder().join("manifests")
     }
@@ -282,28 +283,9 @@ impl Drop for Testbed {
     }
 }
 
-/// The folders of a testbed, and its bpffs.
-fn make_folders(id: &traces::Id) -> Result<()> {
-    for folder in [
-        id.bpffs(),
-        id.folder().join("state"),
-        id.folder().join("manifests"),
-    ] {
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("create folder {}", folder.display()))?;
-    }
-    mount(
-        Some("bpf"),
-        &id.bpffs(),
-        Some("bpf"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("mount bpffs at {}", id.bpffs().display()))
-}
-
 /// Connects a node to the outside router.
-fn link(outside: &Namespace, node: &Node, name: &str, net: u8, mtu: u32) -> Result<()> {
+fn link(outside: &Namespace, node: &Node, name: &str, mtu: u32) -> Result<()> {
+    let net = node.network();
     connect(outside, &node.namespace, name, net, mtu)?;
     outside.ip([
         format!("route add {} via 172.{net}.0.2", node.pod_range_v4()),

@@ -82,6 +82,9 @@ impl Side {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Flow {
+    /// Of no use: a change of the layout, to rehearse one.
+    #[cfg(feature = "next-layout")]
+    pub rehearsed: u64,
     /// Addresses and ports after rewriting.
     pub to: Tuple,
     /// Id of the backend.

@@ -18,7 +18,7 @@ pub const DEVICES: u32 = 8_192;
 pub const SLOTS: u32 = 1_048_576;
 /// Endpoints × service ports. 32 bytes each.
 pub const BACKENDS: u32 = 524_288;
-/// Service ports × families. 272 bytes each, and 32 bytes per CPU.
+/// Service ports × families. 272 bytes each, and 48 bytes per CPU.
 pub const SERVICES: u32 = 65_536;
 /// Flow records, two a conversation, if memory allows. 184 to 200 bytes each, as full as the
 /// kernel's table of buckets is, whose size is a power of two.

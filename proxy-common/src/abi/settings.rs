@@ -49,6 +49,9 @@ impl SettingsFlags {
     pub const KEEP_GONE: Self = Self(1 << 6);
     /// `NETWORKS` holds ServiceCIDRs, whose unallocated addresses are dropped (rule R16).
     pub const SERVICE_CIDRS: Self = Self(1 << 7);
+    /// Traffic is handed back to whoever serves beside Beeline: flows with a record go on, and
+    /// everything else is left to the stack, refusals and drops included.
+    pub const HANDED_BACK: Self = Self(1 << 8);
 }
 
 bit_set!(SettingsFlags);

@@ -10,7 +10,8 @@ use super::open::{Opened, open};
 use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
 use super::{Count, Hook, Packet, Tables, icmp, nat, policy, reply};
 use crate::abi::{
-    Drop, Exit, Family, Flow, FlowRole, FragmentKey, FragmentPorts, Pass, Rewrite, Verdict,
+    Drop, Exit, Family, Flow, FlowRole, FragmentKey, FragmentPorts, Pass, Rewrite, SettingsFlags,
+    Verdict,
 };
 
 /// Decides about a packet at any hook but a pod's egress.
@@ -120,6 +121,10 @@ fn stray<P: Packet, T: Tables>(
         || (hook == Hook::NodeEgress && !policy::is_own(tables, &headers.key.tuple.src))
     {
         return Verdict::Pass(otherwise);
+    }
+    let flags = tables.settings().flags;
+    if flags.contains(SettingsFlags::HANDED_BACK) {
+        return Verdict::Pass(Pass::HandedBack);
     }
     if found == Found::Unallocated {
         return Verdict::Drop(Drop::Unallocated);

@@ -11,7 +11,7 @@ use super::select::{self, Asker, Chosen, Refusal, finish, select_backend};
 use super::{Claim, Count, Draft, Hook, Packet, Route, Tables};
 use crate::abi::{
     Addr, Drop, Exit, Flow, FlowKey, FlowRole, FlowState, Frontend, FrontendFlags, Pass, Port,
-    Protocol, SettingsFlags, Side, Verdict,
+    Protocol, RefusalReason, SettingsFlags, Side, Verdict,
 };
 
 /// How far [`open`] came.
@@ -54,8 +54,13 @@ pub(super) fn open<P: Packet, T: Tables>(
     if hook == Hook::NodeEgress && !policy::is_own(tables, &headers.key.tuple.src) {
         return Opened::Decided;
     }
-    if !may_open(tables, headers) {
+    let flags = tables.settings().flags;
+    if !may_open(flags, headers) {
         *verdict = Verdict::Pass(Pass::MidFlow);
+        return Opened::Decided;
+    }
+    if flags.contains(SettingsFlags::HANDED_BACK) {
+        *verdict = Verdict::Pass(Pass::HandedBack);
         return Opened::Decided;
     }
     match found {
@@ -102,19 +107,39 @@ fn was_delivered<P: Packet>(packet: &P) -> bool {
 }
 
 #[inline(always)]
-fn may_open<T: Tables>(tables: &T, headers: &Headers) -> bool {
+fn may_open(flags: SettingsFlags, headers: &Headers) -> bool {
     headers.protocol() == Some(Protocol::Udp)
         || headers.signal() == Signal::Open
-        || tables
-            .settings()
-            .flags
-            .contains(SettingsFlags::ADOPT_MID_FLOW)
+        || flags.contains(SettingsFlags::ADOPT_MID_FLOW)
 }
 
 /// Why a flow does not begin.
 enum Refused {
     NoEndpoints,
     Drop(Drop),
+}
+
+impl Refused {
+    /// What is counted for the Service.
+    #[inline(always)]
+    const fn reason(&self) -> RefusalReason {
+        match self {
+            Self::NoEndpoints => RefusalReason::NoEndpoint,
+            Self::Drop(Drop::NoLocalEndpoint) => RefusalReason::NoLocalEndpoint,
+            Self::Drop(Drop::SourceRange) => RefusalReason::SourceRange,
+            Self::Drop(Drop::PortsExhausted) => RefusalReason::PortsExhausted,
+            Self::Drop(Drop::FlowTable) => RefusalReason::FlowTable,
+            Self::Drop(
+                Drop::Inconsistent
+                | Drop::SctpFragment
+                | Drop::Write
+                | Drop::NoAnswer
+                | Drop::Unallocated
+                | Drop::NoRoute
+                | Drop::TooLong,
+            ) => RefusalReason::Other,
+        }
+    }
 }
 
 #[inline(always)]
@@ -127,10 +152,9 @@ fn begin<P: Packet, T: Tables>(
     verdict: &mut Verdict,
 ) -> Opened {
     let refused = judge(packet, tables, headers, hook, frontend).err();
-    let what = if refused.is_none() {
-        Count::Flow
-    } else {
-        Count::Refused
+    let what = match &refused {
+        None => Count::Flow,
+        Some(refused) => Count::Refused(refused.reason()),
     };
     tables.count(frontend.service, packet.len(), what);
     match refused {

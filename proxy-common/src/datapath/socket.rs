@@ -13,7 +13,7 @@ use super::select::{self, Asker, Chosen, Refusal, select_backend};
 use super::{Count, Hook, Sockets};
 use crate::abi::{
     Addr, DatagramKey, DatagramSide, FlowKey, Frontend, FrontendFlags, Pass, Peer, PodFlags,
-    Protocol, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
+    Protocol, RefusalReason, Rewrite, SettingsFlags, Side, SocketFlags, SocketRecord, Tuple,
 };
 
 /// A socket that dials.
@@ -60,7 +60,7 @@ pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
         Ok(record) if sockets.put_connected(dial.cookie, &record) => {
             return Answer::Point(Rewrite::Connect, record.backend);
         }
-        Ok(_) => Answer::Leave(Pass::ByPacket),
+        Ok(_) => Answer::Leave(Pass::SocketsFull),
         Err(answer) => answer,
     };
     // It may have been connected before. Mostly it was not, and a look is cheaper than a removal.
@@ -93,7 +93,7 @@ pub fn send<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
             {
                 Answer::Point(Rewrite::Datagram, record.backend)
             } else {
-                Answer::Leave(Pass::ByPacket)
+                Answer::Leave(Pass::SocketsFull)
             }
         }
         Err(answer) => {
@@ -261,6 +261,10 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
     if found == Found::Nothing || !is_served(sockets, dial) {
         return Err(Answer::Leave(Pass::NoService));
     }
+    let flags = sockets.settings().flags;
+    if flags.contains(SettingsFlags::HANDED_BACK) {
+        return Err(Answer::Leave(Pass::HandedBack));
+    }
     let frontend = match found {
         Found::Frontend(frontend) => frontend,
         // Resolvers connect to port 0 to find out which address they have themselves. Datagrams
@@ -274,7 +278,13 @@ fn point<S: Sockets>(sockets: &S, dial: &Dial, how: Rewrite) -> Result<SocketRec
     let record = judge(sockets, dial, frontend);
     match record {
         Ok(_) => sockets.count(frontend.service, 0, Count::Flow),
-        Err(Answer::Refuse) => sockets.count(frontend.service, 0, Count::Refused),
+        Err(Answer::Refuse) => {
+            sockets.count(
+                frontend.service,
+                0,
+                Count::Refused(RefusalReason::NoEndpoint),
+            );
+        }
         Err(_) => {}
     }
     record

@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{
     Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, Settings,
-    SocketClient, SocketRecord, SocketSettings,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, RefusalReason,
+    Settings, SocketClient, SocketRecord, SocketSettings,
 };
 
 /// Outcome of [`Tables::claim_flow`].
@@ -36,8 +36,8 @@ pub enum Count {
     Packet,
     /// A flow that begins.
     Flow,
-    /// A packet that would have opened a flow.
-    Refused,
+    /// A packet that would have opened a flow, but for this reason.
+    Refused(RefusalReason),
 }
 
 /// Maps and clock.

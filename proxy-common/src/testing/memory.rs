@@ -288,21 +288,13 @@ impl Tables for Memory {
     fn count(&self, service: u32, bytes: u32, what: Count) {
         let mut counters = self.counters.borrow_mut();
         let counters = counters.entry(service).or_default();
-        let one = match what {
-            Count::Refused => ServiceCounters {
-                refused: 1,
-                ..Default::default()
-            },
-            Count::Flow => ServiceCounters {
-                flows: 1,
-                ..Default::default()
-            },
-            Count::Packet => ServiceCounters {
-                packets: 1,
-                bytes: u64::from(bytes),
-                ..Default::default()
-            },
-        };
-        *counters += one;
+        match what {
+            Count::Refused(reason) => counters.refuse(reason),
+            Count::Flow => counters.flows += 1,
+            Count::Packet => {
+                counters.packets += 1;
+                counters.bytes += u64::from(bytes);
+            }
+        }
     }
 }

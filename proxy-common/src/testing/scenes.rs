@@ -9,6 +9,7 @@ mod departures;
 mod flows;
 mod fragments;
 mod hairpin;
+mod hand_back;
 mod headers;
 mod icmp;
 mod mid_flow;
@@ -44,6 +45,7 @@ pub fn scenes() -> Vec<Scene> {
         departures::scenes(),
         source_nat::scenes(),
         node_clients::scenes(),
+        hand_back::scenes(),
     ]
     .into_iter()
     .flatten()

@@ -1,13 +1,18 @@
 //! `beeline cleanup`.
 
+mod wait;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Command, FromArgMatches as _};
 use serde::Serialize;
 
+use self::wait::End;
 use super::{Error, Paths, ReadArgs, block_on, print};
+use crate::conntrack_gc;
 use crate::devices::{host_edge, monitor, routes};
 use crate::loader::checks::{self, CheckError};
 use crate::loader::lock::Lock;
@@ -19,9 +24,23 @@ use crate::status;
 pub(super) struct CleanupArgs {
     #[command(flatten)]
     read: ReadArgs,
-    /// Clean up even if a daemon is running.
+    /// Clean up even if a daemon is running; at once then.
     #[arg(long)]
     force: bool,
+    /// Wait at most this long until all connections are over that Beeline serves; the rest is cut.
+    /// Seconds, or a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    wait: Duration,
+    /// Wait for nothing: connections through Services break.
+    #[arg(long, conflicts_with = "wait")]
+    now: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    const YEAR: u64 = 365 * 86_400;
+    let seconds = conntrack_gc::parse_seconds(text).filter(|seconds| *seconds <= YEAR);
+    let seconds = seconds.ok_or("give whole seconds, or a number with s, m, h or d")?;
+    Ok(Duration::from_secs(seconds))
 }
 
 /// The same as `beeline cleanup` without options.
@@ -34,6 +53,8 @@ pub(super) fn by_default(paths: &Paths) -> anyhow::Result<ExitCode> {
 /// What was removed.
 #[derive(Default, Serialize, Debug)]
 struct Removed {
+    /// Connections, flows of datagrams and UDP sockets that were still in use.
+    cut: usize,
     /// Devices that programs were taken off.
     devices: Vec<String>,
     /// Devices that Beeline had made.
@@ -55,10 +76,19 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
     checks::privileges()?;
     let pins = paths.pins();
     let lock_file = status::lock_file(&paths.state_dir);
-    if !args.force && (Lock::is_held(pins.root())? || Lock::is_held(&lock_file)?) {
+    let is_running = Lock::is_held(pins.root())? || Lock::is_held(&lock_file)?;
+    if is_running && !args.force {
         return Err(Error::Running);
     }
+    let mut cut = 0;
+    if !is_running && !args.now {
+        match wait::hand_back(paths, args.wait)? {
+            End::Remove(left) => cut = left.total(),
+            End::Interrupted => return Ok(ExitCode::FAILURE),
+        }
+    }
     let mut removed = Removed {
+        cut,
         socket_programs: cgroup::detach(&pins)?,
         ..Removed::default()
     };
@@ -124,6 +154,9 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> E
 
 fn text(removed: &Removed) -> String {
     let mut lines = Vec::new();
+    if removed.cut > 0 {
+        lines.push(format!("{} connections and flows cut", removed.cut));
+    }
     if !removed.devices.is_empty() {
         lines.push(format!("programs taken off {}", removed.devices.join(", ")));
     }
@@ -170,6 +203,7 @@ mod tests {
     fn it_says_what_it_removed() {
         assert_eq!(text(&Removed::default()), "nothing to remove\n");
         let removed = Removed {
+            cut: 3,
             devices: vec!["veth1".to_owned(), "veth2".to_owned()],
             devices_made: vec!["beeline0".to_owned()],
             socket_programs: 9,
@@ -179,7 +213,7 @@ mod tests {
         };
         assert_eq!(
             text(&removed),
-            "programs taken off veth1, veth2\ndevice beeline0 removed\n\
+            "3 connections and flows cut\nprograms taken off veth1, veth2\ndevice beeline0 removed\n\
              9 programs taken off their cgroup\n\
              net.ipv4.conf.lo.accept_local = 0 again\n/run/beeline removed\n"
         );

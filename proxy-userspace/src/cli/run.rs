@@ -1,9 +1,11 @@
 //! `beeline run`.
 
+mod kubernetes;
 mod logs;
 mod oom;
 mod plan;
 mod ports;
+mod replace;
 mod sizes;
 mod skip;
 mod sockets;
@@ -18,8 +20,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+use self::kubernetes::KubernetesArgs;
 use self::logs::LogArgs;
 pub(super) use self::plan::{Fault, complete};
+use self::replace::ReplaceArgs;
 use self::sizes::SizeArgs;
 use self::sockets::SocketArgs;
 use self::traffic::TrafficArgs;
@@ -33,6 +37,7 @@ use crate::health::Bind;
 use crate::loader::attach::Method;
 use crate::loader::checks;
 use crate::node::{MidFlow, NodeConfig};
+use crate::privileges;
 use crate::run::{Options, Origin};
 
 /// Options that are settings: a field of Beeline's file each. Those that are on or off take a value
@@ -107,7 +112,11 @@ pub(super) struct RunArgs {
         value_parser = clap::value_parser!(i32).range(-1000..=1000)
     )]
     oom_score_adj: Option<i32>,
+    #[command(flatten)]
+    replace: ReplaceArgs,
     // Last: what follows would come under their headings.
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
@@ -159,6 +168,9 @@ impl RunArgs {
         match self.source() {
             SourceArg::File if is_given("kubeconfig") => {
                 Some("--kubeconfig goes with --source kubernetes only")
+            }
+            SourceArg::File if self.kubernetes.is_set() => {
+                Some("--kubernetes-server goes with --source kubernetes only")
             }
             SourceArg::File if self.manifests.is_empty() => Some("--source file needs --manifests"),
             SourceArg::Kubernetes if !self.manifests.is_empty() => {
@@ -256,6 +268,8 @@ fn serve(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
     oom::adjust(args.oom_score_adj);
     let files = args.in_force.files.clone();
     let options = options(paths, args)?;
+    // Before there is a second thread: each has rights of its own.
+    privileges::give_up_others(options.socket_lb)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -275,7 +289,7 @@ fn serve(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
 fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
     let origin = match args.source() {
         SourceArg::File => Origin::Files(args.manifests),
-        SourceArg::Kubernetes => Origin::Kubernetes(args.kubeconfig),
+        SourceArg::Kubernetes => Origin::Kubernetes(args.kubernetes.access(args.kubeconfig)),
     };
     let node = match args.node_name.filter(|name| !name.is_empty()) {
         Some(name) => name,
@@ -309,6 +323,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         min_sync_period: args.min_sync_period,
         bind_address_hard_fail: args.bind_address_hard_fail,
         config: Arc::new(args.in_force),
+        replace_kube_proxy: args.replace.replace_kube_proxy,
     })
 }
 

@@ -155,7 +155,7 @@ impl ServiceMaps<'_> {
             flows: self.counters.flows,
             packets: self.counters.packets,
             bytes: self.counters.bytes,
-            refused: self.counters.refused,
+            refused: self.counters.n_refused(),
         }
     }
 
@@ -323,7 +323,7 @@ mod tests {
                 packets: 7,
                 bytes: 2048,
                 flows: 2,
-                refused: 1,
+                refused: [1, 0, 0, 0, 0, 0],
             },
         };
         maps.views().next().unwrap()

@@ -12,11 +12,13 @@ use super::{Error, Paths, ReadArgs, block_on, print, table};
 use crate::devices::monitor;
 use crate::loader::attach::{self, SIDES};
 use crate::loader::lock::Lock;
+use crate::loader::sizes;
 use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
+use crate::model::Problem;
 use crate::node::SocketLb;
 use crate::sockets::Counts;
-use crate::status::{self as file, PodsStatus, SocketEdgeStatus, Status};
+use crate::status::{self as file, PodsStatus, ResourceStatus, SocketEdgeStatus, Status};
 
 /// Everything that is shown.
 #[derive(Serialize, Debug)]
@@ -31,6 +33,8 @@ struct View {
     /// The programs of the socket edge that are attached.
     socket_programs: Vec<SocketProgramView>,
     maps: Vec<FillView>,
+    /// Maps that are full, or will be soon.
+    full: Vec<Problem>,
     outcomes: Vec<OutcomeView>,
 }
 
@@ -83,6 +87,7 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
     };
     let mut reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
     reasons.extend(socket_reasons(daemon.as_ref(), &socket_programs));
+    let fills = maps.as_ref().map(fills).transpose()?.unwrap_or_default();
     let view = View {
         healthy: reasons.is_empty(),
         reasons,
@@ -90,7 +95,8 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
         daemon,
         attached,
         socket_programs,
-        maps: maps.as_ref().map(fills).transpose()?.unwrap_or_default(),
+        full: fills.iter().filter_map(crowding).collect(),
+        maps: fills,
         outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
     };
     print(args.output, &view, text);
@@ -229,6 +235,10 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
     let fragments = count(&mut maps.fragments.keys().map(Result::err))?;
     let sockets = count(&mut maps.sockets.keys().map(Result::err))?;
     let datagrams = count(&mut maps.datagrams.keys().map(Result::err))?;
+    let networks = count(&mut maps.networks.keys().map(Result::err))?;
+    let devices = count(&mut maps.devices.keys().map(Result::err))?;
+    let clients = count(&mut maps.clients.keys().map(Result::err))?;
+    let pods = count(&mut maps.pods.keys().map(Result::err))?;
     let n_used = blocks.iter().map(|(_, n)| *n as usize).sum();
     Ok(vec![
         fill("FRONTENDS", contents.frontends.len(), maps.frontends.size()),
@@ -238,6 +248,8 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
             contents.source_ranges.len(),
             maps.source_ranges.size(),
         ),
+        fill("NETWORKS", networks, maps.networks.size()),
+        fill("DEVICES", devices, maps.devices.size()),
         fill("SLOTS", n_used, maps.slots.size()),
         fill("BACKENDS", n_backends, maps.backends.size()),
         fill("SERVICES", contents.services.len(), maps.services.size()),
@@ -246,7 +258,39 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
         fill("FRAGMENTS", fragments, maps.fragments.size()),
         fill("SOCKETS", sockets, maps.sockets.size()),
         fill("DATAGRAMS", datagrams, maps.datagrams.size()),
+        fill("CLIENTS", clients, maps.clients.size()),
+        fill("PODS", pods, maps.pods.size()),
     ])
+}
+
+/// A map of which nine tenths are used, with what becomes of those that find no room.
+fn crowding(fill: &FillView) -> Option<Problem> {
+    let FillView {
+        map,
+        entries,
+        capacity,
+    } = fill;
+    if u64::from(*entries) * 10 < u64::from(*capacity) * 9 {
+        return None;
+    }
+    let consequence = match *map {
+        "FLOWS" => "the flows that were silent longest are forgotten for new ones",
+        "AFFINITY" => "the clients that were silent longest are forgotten for new ones",
+        "FRAGMENTS" => "the oldest datagrams in pieces are forgotten for new ones",
+        "DATAGRAMS" => "the correspondences that were silent longest are forgotten for new ones",
+        "SOCKETS" => "sockets that find no room are served by packet",
+        "CLIENTS" | "PODS" => "pods that find no room are served by packet",
+        "DEVICES" | "NETWORKS" => "those that find no room are named",
+        _ => "a Service that finds no room stays as it is, and is named",
+    };
+    let raise = sizes::setting(map).map(|setting| format!("; raise {setting}"));
+    Some(Problem {
+        subject: format!("map {map}"),
+        message: format!(
+            "{entries} of {capacity} entries are used; {consequence}{}",
+            raise.unwrap_or_default()
+        ),
+    })
 }
 
 const fn n_slots(frontend: &Frontend) -> u32 {
@@ -323,6 +367,7 @@ fn text(view: &View) -> String {
     }
     let problems = view.daemon.iter().flat_map(|daemon| &daemon.problems);
     let rows: Vec<_> = problems
+        .chain(&view.full)
         .map(|problem| vec![problem.subject.clone(), problem.message.clone()])
         .collect();
     if !rows.is_empty() {
@@ -336,6 +381,7 @@ fn headline(view: &View) -> String {
         .daemon
         .as_ref()
         .map_or(0, |daemon| daemon.problems.len());
+    let n_problems = n_problems + view.full.len();
     match (view.healthy, n_problems) {
         (true, 0) => "healthy".to_owned(),
         (true, 1) => "healthy, with a problem".to_owned(),
@@ -366,6 +412,11 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     }
     rows.push(row("node", daemon.node.clone()));
     rows.push(row("source", daemon.source.clone()));
+    for (name, resource) in &daemon.resources {
+        if let Some(text) = away(resource, &ago(resource.since)) {
+            rows.push(row("", format!("{name}: {text}")));
+        }
+    }
     if let Some(sync) = &daemon.last_sync {
         let text = format!(
             "{} ago: {} Services, {} writes, {} pending, in {:.1?}",
@@ -404,6 +455,15 @@ fn overview(view: &View, now: u64) -> Vec<Vec<String>> {
     let modes = daemon.modes.iter();
     rows.extend(modes.map(|(option, value)| row(option, value.clone())));
     rows
+}
+
+/// What is to be said of a resource that is not heard of.
+fn away(resource: &ResourceStatus, time: &str) -> Option<String> {
+    match (resource.connected, resource.listed) {
+        (true, _) => None,
+        (false, true) => Some(format!("no news for {time}")),
+        (false, false) => Some(format!("nothing known for {time}")),
+    }
 }
 
 fn socket_edge(edge: &SocketEdgeStatus) -> String {
@@ -445,7 +505,6 @@ mod tests {
 
     use super::*;
     use crate::loader::attach::Method;
-    use crate::model::Problem;
 
     fn daemon() -> Status {
         Status {
@@ -454,6 +513,7 @@ mod tests {
             started: 3,
             node: "n1".to_owned(),
             source: "manifests in x".to_owned(),
+            resources: BTreeMap::new(),
             synced: true,
             last_sync: None,
             problems: Vec::new(),
@@ -533,6 +593,65 @@ mod tests {
     }
 
     #[test]
+    fn resources_that_are_away_are_named_whatever_the_clock_says() {
+        let resource = |connected, listed, since| ResourceStatus {
+            listed,
+            connected,
+            since,
+            restarts: BTreeMap::new(),
+        };
+        let resources = [
+            ("nodes", resource(true, true, 0)),
+            ("pods", resource(false, false, 940)),
+            // The clock was set back since.
+            ("services", resource(false, true, u64::MAX)),
+        ];
+        let mut status = daemon();
+        status.resources = resources.map(|(name, it)| (name.to_owned(), it)).into();
+        let view = View {
+            healthy: true,
+            reasons: Vec::new(),
+            running: true,
+            daemon: Some(status),
+            attached: Vec::new(),
+            socket_programs: Vec::new(),
+            maps: Vec::new(),
+            full: Vec::new(),
+            outcomes: Vec::new(),
+        };
+        let rows: Vec<_> = overview(&view, 1000)
+            .into_iter()
+            .filter(|row| row[1].contains("for ") && row[0].is_empty())
+            .map(|row| row[1].clone())
+            .collect();
+        let shown = ["pods: nothing known for 60s", "services: no news for 0ms"];
+        assert_eq!(rows, shown);
+    }
+
+    #[test]
+    fn a_map_is_crowded_when_nine_tenths_are_used() {
+        let fill = |map, entries| FillView {
+            map,
+            entries,
+            capacity: 1000,
+        };
+        assert_eq!(crowding(&fill("FLOWS", 899)), None);
+        let problem = crowding(&fill("FLOWS", 900)).unwrap();
+        assert_eq!(problem.subject, "map FLOWS");
+        assert_eq!(
+            problem.message,
+            "900 of 1000 entries are used; the flows that were silent longest are forgotten for \
+             new ones; raise --max-flows (maxFlows)"
+        );
+        let problem = crowding(&fill("SOCKETS", 1000)).unwrap();
+        assert!(
+            problem
+                .message
+                .contains("served by packet; raise --max-sockets (maxSockets)")
+        );
+    }
+
+    #[test]
     fn a_service_in_trouble_is_shown_and_does_no_harm() {
         let problem = Problem {
             subject: "Service shop/web".to_owned(),
@@ -553,6 +672,7 @@ mod tests {
                 entries: 1,
                 capacity: 8,
             }],
+            full: Vec::new(),
             outcomes: vec![OutcomeView {
                 outcome: "drop",
                 reason: "write",

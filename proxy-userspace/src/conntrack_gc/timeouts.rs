@@ -127,7 +127,7 @@ impl Timeouts {
 }
 
 /// A number of seconds, or one with a unit. Absurd ones saturate.
-fn parse_seconds(time: &str) -> Option<u64> {
+pub(crate) fn parse_seconds(time: &str) -> Option<u64> {
     let digits = time.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit = match &time[digits.len()..] {
         "" | "s" => 1,

@@ -12,6 +12,7 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 
 use super::monitor::{self, MonitorError};
 use super::role::{Link, LinkKind};
+use super::sysctls;
 
 /// Names of devices that Beeline makes begin so.
 pub(super) const OURS: &str = "beeline";
@@ -147,7 +148,7 @@ async fn configure(netlink: &Handle, mtu: u32) -> Result<(), HostEdgeError> {
 
 /// Before the pair comes up: no addresses by itself, no questions for routers.
 fn quieten() {
-    let root = Path::new(SYSCTL);
+    let root = sysctls::root();
     // What cannot be set here makes a little noise inside the pair, no more.
     for (sysctl, value) in [
         ("net/ipv6/conf/beeline1/disable_ipv6", "1"),
@@ -164,8 +165,6 @@ fn quieten() {
         }
     }
 }
-
-const SYSCTL: &str = "/proc/sys";
 
 /// A kernel setting that the host edge needs.
 struct Need {
@@ -219,12 +218,12 @@ const NEEDS: [Need; 5] = [
 /// # Errors
 /// If the state folder cannot be read or written.
 pub fn set_sysctls(state_dir: &Path) -> Result<Vec<String>, HostEdgeError> {
-    set_below(Path::new(SYSCTL), state_dir)
+    set_below(sysctls::root(), state_dir)
 }
 
 /// Whether this node speaks IPv6 at all.
 pub fn has_ipv6() -> bool {
-    speaks_ipv6(Path::new(SYSCTL))
+    speaks_ipv6(sysctls::root())
 }
 
 fn speaks_ipv6(root: &Path) -> bool {
@@ -305,7 +304,7 @@ fn io_error<E: Into<io::Error>>(
 /// # Errors
 /// If the state folder cannot be read, or a setting not be written.
 pub fn put_back(state_dir: &Path) -> Result<Vec<String>, HostEdgeError> {
-    put_back_below(Path::new(SYSCTL), state_dir)
+    put_back_below(sysctls::root(), state_dir)
 }
 
 fn put_back_below(root: &Path, state_dir: &Path) -> Result<Vec<String>, HostEdgeError> {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Answer, FixedServer, not_found, verdict};
 use super::{Health, Problems, ProxyHealth};
+use crate::clock::wall;
 use crate::metrics::{Metrics, Probe};
 
 /// The time of what never was, as kube-proxy writes it.
@@ -58,14 +59,14 @@ fn count(metrics: &Metrics, probe: Probe, answer: Answer) -> Answer {
 /// What `/healthz` says (rules R130, R134, R135).
 pub fn healthz(proxy: &ProxyHealth) -> Answer {
     let is_good = proxy.is_healthy && proxy.is_node_eligible;
-    let mut body = body(proxy, is_good, SystemTime::now());
+    let mut body = body(proxy, is_good, wall());
     body.insert("nodeEligible".to_owned(), proxy.is_node_eligible.into());
     verdict(is_good, &body.into())
 }
 
 /// What `/livez` says (rules R131, R135).
 pub fn livez(proxy: &ProxyHealth) -> Answer {
-    let body = body(proxy, proxy.is_healthy, SystemTime::now());
+    let body = body(proxy, proxy.is_healthy, wall());
     verdict(proxy.is_healthy, &body.into())
 }
 

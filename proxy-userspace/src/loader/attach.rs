@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -123,12 +123,23 @@ pub enum AttachError {
     },
 }
 
+/// Where programs are attached in relation to a predecessor's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// They take their place, in one step.
+    Instead,
+    /// They see what those leave alone, until [`settle`] lets them take their place. TCX only: with
+    /// clsact they take it at once.
+    Behind,
+}
+
 /// Both sides of a device.
 pub const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
 
 /// Puts programs on devices and takes them off.
 pub struct Attacher {
     method: Method,
+    place: Place,
     pins: Pins,
     netlink: rtnetlink::Handle,
     programs: Programs,
@@ -136,9 +147,15 @@ pub struct Attacher {
 
 impl Attacher {
     /// Attaches `programs` by `method`.
-    pub fn new(method: Method, pins: Pins, netlink: rtnetlink::Handle, programs: Programs) -> Self {
+    pub fn new(
+        (method, place): (Method, Place),
+        pins: Pins,
+        netlink: rtnetlink::Handle,
+        programs: Programs,
+    ) -> Self {
         Self {
             method,
+            place,
             pins,
             netlink,
             programs,
@@ -169,7 +186,10 @@ impl Attacher {
         for side in SIDES {
             let kind = kinds.iter().find(|kind| kind.side() == side);
             match kind.and_then(|kind| self.programs.get_mut(*kind)) {
-                Some(program) => changes.push(site.attach(self.method, program).await?),
+                Some(program) => {
+                    let how = (self.method, self.place);
+                    changes.push(site.attach(how, program).await?);
+                }
                 None => {
                     let _was_there = site.detach(side).await?;
                 }
@@ -216,8 +236,47 @@ pub fn forget(pins: &Pins, index: u32) -> Result<bool, AttachError> {
     let mut was_there = false;
     for side in SIDES {
         was_there |= unpin(pins.link(index, side))?;
+        was_there |= unpin(pins.new_link(index, side))?;
     }
     Ok(was_there)
+}
+
+/// Lets programs that were attached behind a predecessor's take its place: with the pin goes the
+/// link, and with the link the program, in one step at each side of each device.
+///
+/// # Errors
+/// If a pin cannot be renamed.
+pub fn settle(pins: &Pins) -> Result<(), AttachError> {
+    new_links(pins)?
+        .into_iter()
+        .try_for_each(|(index, side)| settle_at(pins, index, side))
+}
+
+/// Takes off again what was attached behind a predecessor's programs.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn discard_new(pins: &Pins) -> Result<(), AttachError> {
+    new_links(pins)?
+        .into_iter()
+        .try_for_each(|(index, side)| unpin(pins.new_link(index, side)).map(drop))
+}
+
+fn new_links(pins: &Pins) -> Result<Vec<(u32, Side)>, AttachError> {
+    pins.new_links().map_err(|source| AttachError::Pins {
+        path: pins.links(),
+        source,
+    })
+}
+
+fn settle_at(pins: &Pins, index: u32, side: Side) -> Result<(), AttachError> {
+    let new = pins.new_link(index, side);
+    match std::fs::rename(&new, pins.link(index, side)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::Unpin { path: new, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes our programs off `device`, however they were attached; says whether any was there.
@@ -285,15 +344,24 @@ struct Site<'a> {
 impl Site<'_> {
     /// First the other way's leftover goes, then the program comes: better a moment without one
     /// than two that both translate.
-    async fn attach(&self, method: Method, program: &mut Program) -> Result<Change, AttachError> {
+    async fn attach(
+        &self,
+        (method, place): (Method, Place),
+        program: &mut Program,
+    ) -> Result<Change, AttachError> {
         let side = program.kind.side();
         match method {
             Method::Tcx => {
                 let _was_there = self.remove_filters(side).await?;
-                self.link(program)
+                if place == Place::Instead {
+                    // A start may have been killed before it did.
+                    settle_at(self.pins, self.device.index, side)?;
+                }
+                self.link(place, program)
                     .map_err(|error| tcx_error(self.device, side, error))
             }
             Method::Clsact => {
+                let _was_there = unpin(self.pins.new_link(self.device.index, side))?;
                 let _was_there = unpin(self.pins.link(self.device.index, side))?;
                 clsact::attach(self.netlink, self.device.index, program)
                     .await
@@ -303,6 +371,7 @@ impl Site<'_> {
     }
 
     async fn detach(&self, side: Side) -> Result<bool, AttachError> {
+        let _was_there = unpin(self.pins.new_link(self.device.index, side))?;
         let had_link = unpin(self.pins.link(self.device.index, side))?;
         let had_filters = self.remove_filters(side).await?;
         Ok(had_link || had_filters)
@@ -314,46 +383,78 @@ impl Site<'_> {
             .map_err(|source| clsact_error(self.device, side, source))
     }
 
-    fn link(&self, program: &mut Program) -> Result<Change, TcxError> {
-        let path = self.pins.link(self.device.index, program.kind.side());
-        let Some(link) = pinned_link(&path)? else {
-            return self.create_link(program);
+    fn link(&self, place: Place, program: &mut Program) -> Result<Change, TcxError> {
+        let side = program.kind.side();
+        let path = self.pins.link(self.device.index, side);
+        let new_path = self.pins.new_link(self.device.index, side);
+        let Some((link, attached)) = self.attached_link(&path, side)? else {
+            // Next to the pod on both sides: others see real addresses only.
+            let order = match side {
+                Side::Ingress => LinkOrder::first(),
+                Side::Egress => LinkOrder::last(),
+            };
+            self.create_link(program, order, &path)?;
+            let _was_there = pins::remove(&new_path)?;
+            return Ok(Change::Created);
         };
-        let attached = link.info()?.program_id();
-        let present = tcx_programs(self.device, program.kind.side())?;
-        if !present.iter().any(|info| info.id() == attached) {
-            // The pin of another device that had this index before, or has it in another
-            // network namespace.
-            std::fs::remove_file(&path)?;
-            return self.create_link(program);
-        }
         if attached == program.id {
+            let _was_there = pins::remove(&new_path)?;
             return Ok(Change::Unchanged);
         }
-        let link = SchedClassifierLink::try_from(link)?;
-        let id = program.classifier.attach_to_link(link)?;
-        // The link stays by its pin; dropped here, it would be if the program still owned it.
-        drop(program.classifier.take_link(id)?);
+        if place == Place::Instead {
+            update_link(program, link)?;
+            return Ok(Change::Replaced);
+        }
+        match self.attached_link(&new_path, side)? {
+            Some((_, attached)) if attached == program.id => {}
+            Some((link, _)) => update_link(program, link)?,
+            None => {
+                let old = SchedClassifierLink::try_from(link)?;
+                self.create_link(program, LinkOrder::after_link(&old)?, &new_path)?;
+            }
+        }
         Ok(Change::Replaced)
     }
 
-    fn create_link(&self, program: &mut Program) -> Result<Change, TcxError> {
-        // Next to the pod on both sides: others see real addresses only.
-        let order = match program.kind.side() {
-            Side::Ingress => LinkOrder::first(),
-            Side::Egress => LinkOrder::last(),
+    /// The pinned link, if it is at this device, and the kernel's number of its program.
+    fn attached_link(&self, path: &Path, side: Side) -> Result<Option<(FdLink, u32)>, TcxError> {
+        let Some(link) = pinned_link(path)? else {
+            return Ok(None);
         };
-        let options = TcAttachOptions::TcxOrder(order);
-        let classifier: &mut SchedClassifier = &mut program.classifier;
-        let id = classifier.attach_with_options(
-            &self.device.name,
-            attach_type(program.kind.side()),
-            options,
-        )?;
-        let link: FdLink = classifier.take_link(id)?.try_into()?;
-        drop(link.pin(self.pins.link(self.device.index, program.kind.side()))?);
-        Ok(Change::Created)
+        let attached = link.info()?.program_id();
+        let present = tcx_programs(self.device, side)?;
+        if present.iter().any(|info| info.id() == attached) {
+            return Ok(Some((link, attached)));
+        }
+        // The pin of another device that had this index before, or has it in another network
+        // namespace.
+        std::fs::remove_file(path)?;
+        Ok(None)
     }
+
+    fn create_link(
+        &self,
+        program: &mut Program,
+        order: LinkOrder,
+        path: &Path,
+    ) -> Result<(), TcxError> {
+        let options = TcAttachOptions::TcxOrder(order);
+        let side = program.kind.side();
+        let classifier: &mut SchedClassifier = &mut program.classifier;
+        let id = classifier.attach_with_options(&self.device.name, attach_type(side), options)?;
+        let link: FdLink = classifier.take_link(id)?.try_into()?;
+        drop(link.pin(path)?);
+        Ok(())
+    }
+}
+
+/// Replaces the program of a link.
+fn update_link(program: &mut Program, link: FdLink) -> Result<(), TcxError> {
+    let link = SchedClassifierLink::try_from(link)?;
+    let id = program.classifier.attach_to_link(link)?;
+    // The link stays by its pin; dropped here, it would be if the program still owned it.
+    drop(program.classifier.take_link(id)?);
+    Ok(())
 }
 
 /// What can go wrong with a link.
@@ -385,7 +486,7 @@ fn clsact_error(device: &Device, side: Side, source: FilterError) -> AttachError
     }
 }
 
-fn pinned_link(path: &std::path::Path) -> Result<Option<FdLink>, LinkError> {
+fn pinned_link(path: &Path) -> Result<Option<FdLink>, LinkError> {
     match PinnedLink::from_pin(path) {
         Ok(link) => Ok(Some(link.into())),
         Err(LinkError::SyscallError(SyscallError { io_error, .. }))

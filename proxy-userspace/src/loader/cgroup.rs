@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-pub use self::links::{Attached, Changes, LinkError, attach, attached, detach};
+pub use self::links::{Attached, Changes, LinkError, attach, attached, detach, detach_connect};
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 

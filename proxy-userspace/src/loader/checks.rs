@@ -9,27 +9,29 @@ use aya::sys::{
     BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported,
 };
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::netns::node_netns;
+use rustix::thread::{CapabilitySet, capabilities};
 
-/// Numbers of `linux/capability.h`.
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: u32 = 39;
+use super::netns::node_netns;
+use crate::privileges::{NEEDS, Term};
 
 /// Something that is missing, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Too few privileges.
-    #[error(
-        "missing privilege: {missing}; run as root, or give the process CAP_NET_ADMIN and CAP_BPF"
-    )]
+    #[error("missing privilege: {missing}; run as root, or give the process {needed}")]
     Privilege {
         /// The capabilities that are missing.
-        missing: &'static str,
+        missing: String,
+        /// All that are needed.
+        needed: String,
     },
+    /// The kernel does not tell what this process may do.
+    #[error("cannot find out about the capabilities of this process")]
+    Capabilities(#[source] rustix::io::Errno),
     /// The folder is not there.
     #[error("no bpffs at {}: the folder does not exist; mount one with `mount -t bpf bpf DIR` and name it with --bpffs", path.display())]
     NoFolder {
@@ -41,6 +43,14 @@ pub enum CheckError {
     NotBpffs {
         /// The folder.
         path: PathBuf,
+    },
+    /// The folder is on another file system, and none can be mounted over it.
+    #[error("no bpffs at {path}, and none can be mounted there; mount one with `mount -t bpf bpf {path}`, or name another with --bpffs", path = path.display())]
+    CannotMount {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
     },
     /// The kernel lacks something.
     #[error("this kernel lacks {what}; Linux 5.10 or newer with {option} is needed")]
@@ -87,8 +97,8 @@ pub struct Features {
 /// # Errors
 /// The first thing that is missing.
 pub fn check(bpffs: &Path) -> Result<Features, CheckError> {
-    privileges()?;
-    is_bpffs(bpffs)?;
+    daemon_privileges()?;
+    ensure_bpffs(bpffs)?;
     raise_memlock();
     required_features()?;
     Ok(Features {
@@ -99,38 +109,48 @@ pub fn check(bpffs: &Path) -> Result<Features, CheckError> {
     })
 }
 
-/// Checks that this process may load programs and attach them to devices.
+/// Checks that this process may look at programs and maps, and at the devices that they are on.
 ///
 /// # Errors
 /// [`CheckError::Privilege`] naming what is missing.
 pub fn privileges() -> Result<(), CheckError> {
-    let path = Path::new("/proc/thread-self/status");
-    let status = std::fs::read_to_string(path).map_err(|source| CheckError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    match missing_capabilities(effective_capabilities(&status).unwrap_or(0)) {
-        Some(missing) => Err(CheckError::Privilege { missing }),
-        None => Ok(()),
-    }
+    // Whoever has the latter has all rights of the former.
+    let effective = effective()?;
+    let bpf = if effective.contains(CapabilitySet::SYS_ADMIN) {
+        CapabilitySet::SYS_ADMIN
+    } else {
+        CapabilitySet::BPF
+    };
+    require_privileges(effective, CapabilitySet::NET_ADMIN | bpf)
 }
 
-fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
+/// Checks that this process may do all that the daemon cannot do without.
+fn daemon_privileges() -> Result<(), CheckError> {
+    let always = NEEDS.iter().filter(|need| need.term == Term::Always);
+    require_privileges(effective()?, always.map(|need| need.capability).collect())
 }
 
-/// Netlink asks for `CAP_NET_ADMIN` itself, whatever else is there.
-fn missing_capabilities(effective: u64) -> Option<&'static str> {
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    match (has(CAP_NET_ADMIN), has(CAP_BPF) || has(CAP_SYS_ADMIN)) {
-        (true, true) => None,
-        (true, false) => Some("CAP_BPF"),
-        (false, true) => Some("CAP_NET_ADMIN"),
-        (false, false) => Some("CAP_NET_ADMIN and CAP_BPF"),
+fn effective() -> Result<CapabilitySet, CheckError> {
+    let sets = capabilities(None).map_err(CheckError::Capabilities)?;
+    Ok(sets.effective)
+}
+
+fn require_privileges(effective: CapabilitySet, needed: CapabilitySet) -> Result<(), CheckError> {
+    let missing = needed - effective;
+    if missing.is_empty() {
+        return Ok(());
     }
+    Err(CheckError::Privilege {
+        missing: names(missing),
+        needed: names(needed),
+    })
+}
+
+/// As the kernel's documentation writes them.
+fn names(capabilities: CapabilitySet) -> String {
+    let names = capabilities.iter_names();
+    let names: Vec<_> = names.map(|(name, _)| format!("CAP_{name}")).collect();
+    names.join(" and ")
 }
 
 /// Checks that a bpffs is mounted at `path`.
@@ -153,11 +173,43 @@ pub fn is_bpffs(path: &Path) -> Result<(), CheckError> {
     }
 }
 
+/// Sees to it that a bpffs is mounted at `path`: mounts one over a folder that is empty.
+///
+/// # Errors
+/// As [`is_bpffs`], or [`CheckError::CannotMount`].
+pub fn ensure_bpffs(path: &Path) -> Result<(), CheckError> {
+    match is_bpffs(path) {
+        Err(CheckError::NotBpffs { .. }) if is_empty(path) => mount_bpffs(path),
+        found => found,
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn mount_bpffs(path: &Path) -> Result<(), CheckError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // As the system's own: nobody else looks in.
+    let mounted = mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=700"));
+    mounted.map_err(|source| CheckError::CannotMount {
+        path: path.to_owned(),
+        source,
+    })?;
+    tracing::warn!(
+        "no bpffs was mounted at {path}, so there is one now, in this mount namespace alone: if \
+         that is a container's, the programs, Services and flows in it go whenever the container \
+         ends, and connections with them; mount the node's /sys/fs/bpf into it",
+        path = path.display()
+    );
+    Ok(())
+}
+
 /// Lifts the limit on locked memory, which maps count against up to Linux 5.10.
 ///
 /// A refusal is no error here: newer kernels do not care, and on an older one the creation of a
 /// map fails with a message of its own.
-fn raise_memlock() {
+pub(crate) fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::debug!("cannot raise RLIMIT_MEMLOCK: {error}");
     }
@@ -239,20 +291,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_are_read_from_the_status_file() {
-        let status = "Name:\tbeeline\nCapPrm:\t0000000000000000\nCapEff:\t000001ffffffffff\n";
-        assert_eq!(effective_capabilities(status), Some(0x1ff_ffff_ffff));
-        assert_eq!(effective_capabilities("Name:\tbeeline\n"), None);
-    }
-
-    #[test]
     fn missing_capabilities_are_named() {
-        let (net, bpf, sys) = (1_u64 << 12, 1_u64 << 39, 1_u64 << 21);
-        assert_eq!(missing_capabilities(net | bpf), None);
-        assert_eq!(missing_capabilities(net | sys), None);
-        assert_eq!(missing_capabilities(net), Some("CAP_BPF"));
-        assert_eq!(missing_capabilities(sys), Some("CAP_NET_ADMIN"));
-        assert_eq!(missing_capabilities(0), Some("CAP_NET_ADMIN and CAP_BPF"));
+        let (net, sys) = (CapabilitySet::NET_ADMIN, CapabilitySet::SYS_ADMIN);
+        let said = |effective| match require_privileges(effective, net | sys) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(said(net | sys | CapabilitySet::CHOWN), "");
+        let both = "run as root, or give the process CAP_NET_ADMIN and CAP_SYS_ADMIN";
+        assert_eq!(
+            said(net),
+            format!("missing privilege: CAP_SYS_ADMIN; {both}")
+        );
+        assert!(said(CapabilitySet::empty()).starts_with("missing privilege: CAP_NET_ADMIN and"));
     }
 
     #[test]

@@ -4,8 +4,11 @@
 //! <bpffs>/beeline/
 //!   links/<ifindex>-<side>        TCX links; shared by all layouts, so that an upgrade replaces
 //!                                 the program of a link instead of attaching a second one
+//!   links/<ifindex>-<side>-new    those that will take their place, while both are needed
 //!   links/cgroup-<program>        links of the socket edge's programs to a cgroup, likewise
 //!   v<layout>/maps/<NAME>         maps, one folder for each version of their layout
+//!   v<layout>/maps/<NAME>-grown   a larger one while it is filled
+//!   v<layout>/maps/<NAME>-outgrown  the smaller one until no program uses it any more
 //!   v<layout>/programs/<digest>/  the programs that are attached, by digest of the object
 //! ```
 
@@ -18,6 +21,7 @@ use proxy_common::abi::{LAYOUT_VERSION, Side};
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    version: u32,
 }
 
 impl Pins {
@@ -25,7 +29,21 @@ impl Pins {
     pub fn new(bpffs: &Path) -> Self {
         Self {
             root: bpffs.join("beeline"),
+            version: LAYOUT_VERSION,
         }
+    }
+
+    /// Those of another layout beside these.
+    pub(super) fn of_layout(&self, version: u32) -> Self {
+        Self {
+            version,
+            ..self.clone()
+        }
+    }
+
+    /// The version of the layout.
+    pub(super) const fn version(&self) -> u32 {
+        self.version
     }
 
     /// The folder of everything that is ours.
@@ -35,7 +53,7 @@ impl Pins {
 
     /// The folder of this version's layout.
     pub fn layout(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}"))
+        self.root.join(format!("v{}", self.version))
     }
 
     /// The folder of the maps.
@@ -52,6 +70,12 @@ impl Pins {
     /// No dots: bpffs refuses them.
     pub fn grown_map(&self, name: &str) -> PathBuf {
         self.maps().join(format!("{name}-grown"))
+    }
+
+    /// The pin of the map `name` that a larger one has taken the place of, until no program uses it
+    /// any more.
+    pub fn outgrown_map(&self, name: &str) -> PathBuf {
+        self.maps().join(format!("{name}-outgrown"))
     }
 
     /// The folder of all programs.
@@ -74,6 +98,11 @@ impl Pins {
         self.links().join(format!("{ifindex}-{}", side.name()))
     }
 
+    /// The pin of the link that will take its place. No dots: bpffs refuses them.
+    pub fn new_link(&self, ifindex: u32, side: Side) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}-new", side.name()))
+    }
+
     /// The pin of the link of a program of the socket edge to its cgroup.
     pub fn socket_link(&self, program: &str) -> PathBuf {
         self.links().join(format!("cgroup-{program}"))
@@ -93,17 +122,26 @@ impl Pins {
         Ok(names.iter().filter_map(|name| parse_link(name)).collect())
     }
 
-    /// Folders of other layouts' maps and programs.
+    /// The devices and sides for which a link is pinned that will take another's place.
+    ///
+    /// # Errors
+    /// If the folder is there but cannot be read.
+    pub fn new_links(&self) -> io::Result<Vec<(u32, Side)>> {
+        let names = file_names(&self.links())?;
+        let names = names.iter().filter_map(|name| name.strip_suffix("-new"));
+        Ok(names.filter_map(parse_link).collect())
+    }
+
+    /// Versions of the other layouts of which there are maps or programs, in order.
     ///
     /// # Errors
     /// If the root is there but cannot be read.
-    pub fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
-        let ours = format!("v{LAYOUT_VERSION}");
+    pub fn other_layouts(&self) -> io::Result<Vec<u32>> {
         let names = file_names(&self.root)?;
-        let others = names
-            .iter()
-            .filter(|name| is_layout(name) && **name != ours);
-        Ok(others.map(|name| self.root.join(name)).collect())
+        let versions = names.iter().filter_map(|name| parse_layout(name));
+        let mut others: Vec<_> = versions.filter(|it| *it != self.version).collect();
+        others.sort_unstable();
+        Ok(others)
     }
 }
 
@@ -137,9 +175,8 @@ pub fn file_names(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn is_layout(name: &str) -> bool {
-    name.strip_prefix('v')
-        .is_some_and(|version| version.parse::<u32>().is_ok())
+fn parse_layout(name: &str) -> Option<u32> {
+    name.strip_prefix('v')?.parse().ok()
 }
 
 fn parse_link(name: &str) -> Option<(u32, Side)> {
@@ -178,7 +215,15 @@ mod tests {
                 Some((index, side))
             );
         }
-        for wrong in ["", "7", "7-", "x-ingress", "7-sideways", "cgroup-connect4"] {
+        for wrong in [
+            "",
+            "7",
+            "7-",
+            "x-ingress",
+            "7-sideways",
+            "cgroup-connect4",
+            "7-ingress-new",
+        ] {
             assert_eq!(parse_link(wrong), None, "{wrong}");
         }
     }
@@ -188,6 +233,8 @@ mod tests {
         let pins = Pins::new(Path::new("/b"));
         for path in [
             pins.grown_map("FLOWS"),
+            pins.outgrown_map("FLOWS"),
+            pins.new_link(1, Side::Ingress),
             pins.link(1, Side::Ingress),
             pins.new_socket_link("sock_release"),
             pins.programs_of(1),
@@ -198,7 +245,30 @@ mod tests {
 
     #[test]
     fn other_layouts_are_found_by_name() {
-        assert!(is_layout("v0") && is_layout("v12"));
-        assert!(!is_layout("links") && !is_layout("v") && !is_layout("vx"));
+        let root = tempfile::tempdir().unwrap();
+        let pins = Pins::new(root.path());
+        assert!(pins.other_layouts().unwrap().is_empty());
+        for name in ["v90", "v9", "links", "v", "vx"] {
+            std::fs::create_dir_all(pins.root().join(name)).unwrap();
+        }
+        std::fs::create_dir_all(pins.layout()).unwrap();
+        assert_eq!(pins.other_layouts().unwrap(), [9, 90]);
+        assert_eq!(pins.of_layout(9).maps(), pins.root().join("v9/maps"));
+    }
+
+    #[test]
+    fn links_that_wait_for_their_place_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let pins = Pins::new(root.path());
+        std::fs::create_dir_all(pins.links()).unwrap();
+        for path in [
+            pins.link(7, Side::Ingress),
+            pins.new_link(7, Side::Egress),
+            pins.new_socket_link("connect4"),
+        ] {
+            std::fs::write(path, "").unwrap();
+        }
+        assert_eq!(pins.pinned_links().unwrap(), [(7, Side::Ingress)]);
+        assert_eq!(pins.new_links().unwrap(), [(7, Side::Egress)]);
     }
 }

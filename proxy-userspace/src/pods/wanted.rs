@@ -97,6 +97,20 @@ impl Pods {
         Wanted { entries, view }
     }
 
+    /// The Pods whose cgroups have these ids.
+    pub(super) fn names_of(
+        &self,
+        cgroups: &BTreeMap<String, Cgroup>,
+        ids: &BTreeSet<u64>,
+    ) -> Vec<&ObjectName> {
+        let has_one = |pod: &Pod| {
+            let cgroup = cgroups.get(&*pod.uid);
+            cgroup.is_some_and(|cgroup| ids.contains(&cgroup.id))
+        };
+        let pods = self.pods.iter().filter(|(_, pod)| has_one(pod));
+        pods.map(|(name, _)| name).collect()
+    }
+
     /// Entries that must go from those that are `held`: none that a predecessor wrote before all
     /// Pods are known.
     pub(super) fn outdated(

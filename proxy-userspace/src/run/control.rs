@@ -15,13 +15,16 @@ use super::known_pods::KnownPods;
 use super::origin::Source;
 use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
+use super::take_over::TakeOver;
 use super::unread::{Unread, lacks_slices};
 use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
+use crate::events::{Events, Trouble};
 use crate::loader::attach::Method;
+use crate::loader::pins::Pins;
 use crate::maps::Maps;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
@@ -62,11 +65,14 @@ pub(super) struct Control {
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
     vitals: super::vitals::Vitals,
+    take_over: TakeOver,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
+    /// Writes of some of them, with the Kubernetes API.
+    events: Option<Events>,
     retry: Option<(Instant, Duration)>,
     /// Until what failed is tried again, at first and at most.
     backoff: (Duration, Duration),
@@ -80,6 +86,8 @@ pub(super) struct Control {
     keeper: Option<KeeperHandle>,
     /// Detached backends that the collector has been asked for.
     asked: Option<BTreeSet<u32>>,
+    /// What is to be done once, when all is in force.
+    when_in_force: Option<Box<dyn FnOnce() + Send>>,
     /// Which of them are in use.
     answers: (
         UnboundedSender<BTreeSet<u32>>,
@@ -107,6 +115,7 @@ impl Control {
             started: status::unix_time(),
             node: options.node.name.to_string(),
             source: options.origin.to_string(),
+            resources: BTreeMap::new(),
             synced: false,
             last_sync: None,
             problems: Vec::new(),
@@ -119,7 +128,14 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
+        let vitals =
+            super::vitals::Vitals::start(options.healthz.0, options.metrics.0, options.sync_period);
         Ok(Self {
+            take_over: TakeOver::new(
+                Pins::new(&options.bpffs),
+                options.replace_kube_proxy,
+                vitals.problems.clone(),
+            ),
             surroundings: Surroundings::new(
                 options.node.clone(),
                 matches!(options.origin, super::Origin::Kubernetes(_)),
@@ -133,15 +149,12 @@ impl Control {
             is_in_force: false,
             unread: Unread::default(),
             kept: BTreeSet::new(),
-            vitals: super::vitals::Vitals::start(
-                options.healthz.0,
-                options.metrics.0,
-                options.sync_period,
-            ),
+            vitals,
             sync: Sync::new(maps.capacity(), contents),
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
+            events: None,
             retry: None,
             backoff: (
                 options.min_sync_period.max(LEAST_PAUSE),
@@ -153,6 +166,7 @@ impl Control {
             collector: None,
             keeper: None,
             asked: None,
+            when_in_force: None,
             answers: unbounded_channel(),
         })
     }
@@ -179,6 +193,11 @@ impl Control {
         Ok(self)
     }
 
+    /// Has this done once, when all that was known at first is in force.
+    pub(super) fn when_in_force(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.when_in_force = Some(Box::new(work));
+    }
+
     /// Follows the source until a signal comes.
     ///
     /// # Errors
@@ -192,6 +211,9 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        self.events = source.events(&self.surroundings.config().name);
+        let mut source_state = source.state();
+        self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
             let (retry, status_due) = (self.retry.map(|(due, _)| due), self.status_due());
@@ -215,6 +237,9 @@ impl Control {
                 () = at(self.surroundings.due()) => {}
                 _ = waiting.tick(), if !self.is_complete => self.say_waiting(),
                 Ok(()) = trouble.changed() => {}
+                Ok(()) = source_state.changed() => {
+                    self.status.resources = status::resources(&source_state.borrow_and_update());
+                }
                 Ok(()) = left.changed() => {
                     self.status.socket_edge.left = *left.borrow_and_update();
                 }
@@ -249,6 +274,7 @@ impl Control {
         in_use.extend(self.sync.detached().difference(&asked));
         let report = self.sync.release_detached(&in_use, &mut self.maps);
         tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+        self.note(report);
     }
 
     /// Brings node and status up to date.
@@ -261,11 +287,21 @@ impl Control {
             subject: subject.clone(),
             message: message.clone(),
         });
+        let of_source: Vec<_> = of_source.collect();
+        let (of_servers, of_maps) = (self.vitals.problems.all(), self.sync.problems());
+        if let Some(events) = &self.events {
+            events.tell([
+                (Trouble::Source, &*of_source),
+                (Trouble::Server, &of_servers),
+                (Trouble::Maps, &of_maps),
+            ]);
+        }
         self.status.problems = of_source
-            .chain(self.vitals.problems.all())
+            .into_iter()
+            .chain(of_servers)
             .chain(self.start_problem())
-            .chain(self.sync.problems())
-            .chain(self.surroundings.problem())
+            .chain(of_maps)
+            .chain(self.surroundings.problems())
             .chain(view.problems.iter().cloned())
             .collect();
         let named = |roles: &[Role]| {
@@ -276,7 +312,14 @@ impl Control {
         self.status.node_devices = named(&[Role::NodeEdge]);
         self.status.host_devices = named(&[Role::HostEdge, Role::Loopback]);
         self.status.node_addresses = self.surroundings.node_addresses();
-        self.status.synced |= self.is_in_force && self.surroundings.has_routes(&view);
+        let is_synced = self.is_in_force && self.surroundings.has_routes(&view);
+        if is_synced && let Some(work) = self.when_in_force.take() {
+            tokio::task::block_in_place(work);
+        }
+        self.status.synced |= is_synced;
+        if self.status.synced && self.retry.is_none() {
+            self.take_over.is_in_force();
+        }
         self.write_status();
     }
 
@@ -287,12 +330,13 @@ impl Control {
             view: &view,
             world: &self.world,
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         };
         let report = self
             .surroundings
             .follow(&seen, &mut self.maps, &mut self.sync);
         if let Some(report) = report {
-            self.plan_retry(report.n_pending);
+            self.note(report);
         }
         self.vitals
             .set_addresses(self.surroundings.node_port_addresses(&self.world));
@@ -372,6 +416,7 @@ impl Control {
     fn follow(&mut self) {
         let start = Instant::now();
         self.follow_node();
+        let is_first = !self.is_in_force;
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -401,6 +446,9 @@ impl Control {
             report = sum(report, finished);
         }
         self.is_in_force = true;
+        if is_first {
+            self.take_over.begin(&mut self.maps);
+        }
         self.conclude(start, names.len(), report);
     }
 
@@ -429,6 +477,16 @@ impl Control {
         }
     }
 
+    /// Something else than a change of Services may have let one in that waited, or kept one out.
+    fn note(&mut self, report: Report) {
+        let last = self.status.last_sync.as_ref();
+        if last.is_some_and(|last| last.pending != report.n_pending) {
+            self.conclude(Instant::now(), 0, report);
+        } else if self.retry.is_none() {
+            self.plan_retry(report.n_pending);
+        }
+    }
+
     fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
         let elapsed = start.elapsed();
         self.vitals
@@ -439,8 +497,9 @@ impl Control {
             report.n_pending
         );
         let problems = self.start_problem().into_iter().chain(self.sync.problems());
+        let known: BTreeSet<_> = self.status.problems.iter().collect();
         for problem in problems {
-            if !self.status.problems.contains(&problem) {
+            if !known.contains(&problem) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
         }

@@ -3,23 +3,29 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use tokio::sync::mpsc;
+use kube::Client;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::events::Events;
 use crate::model::Event;
-use crate::source::{FileSource, KubernetesSource, kubernetes};
+use crate::source::kubernetes::Access;
+use crate::source::{FileSource, KubernetesSource, SourceState, kubernetes};
 
 /// Events that may be on their way.
 const CAPACITY: usize = 4096;
+/// The one resource of manifest files.
+const FILES: &str = "files";
 
 /// Where Services come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// Manifest files and folders of them.
     Files(Vec<PathBuf>),
-    /// The Kubernetes API, by this kubeconfig, the default one or the pod's service account.
-    Kubernetes(Option<PathBuf>),
+    /// The Kubernetes API.
+    Kubernetes(Access),
 }
 
 impl fmt::Display for Origin {
@@ -32,8 +38,7 @@ impl fmt::Display for Origin {
                     .collect();
                 write!(f, "manifests in {}", paths.join(", "))
             }
-            Self::Kubernetes(None) => f.write_str("the Kubernetes API"),
-            Self::Kubernetes(Some(path)) => write!(f, "the Kubernetes API by {}", path.display()),
+            Self::Kubernetes(access) => access.fmt(f),
         }
     }
 }
@@ -43,6 +48,9 @@ pub(super) struct Source {
     events: mpsc::Receiver<Event>,
     first: Option<Event>,
     task: JoinHandle<anyhow::Result<()>>,
+    /// For Events, if they can be written.
+    client: Option<Client>,
+    state: watch::Receiver<SourceState>,
 }
 
 impl Source {
@@ -50,6 +58,11 @@ impl Source {
     /// work at all.
     pub(super) async fn start(origin: &Origin, node: Arc<str>, pods: bool) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(CAPACITY);
+        let state = match origin {
+            Origin::Files(_) => watch::Sender::new(SourceState::new([FILES], Instant::now())),
+            Origin::Kubernetes(_) => kubernetes::state(pods),
+        };
+        let told = state.subscribe();
         match origin {
             Origin::Files(paths) => {
                 let source = FileSource {
@@ -62,14 +75,25 @@ impl Source {
                     events,
                     first: None,
                     task,
+                    client: None,
+                    state: told,
                 };
                 // Files answer at once, or never will.
                 source.first = Some(source.next().await?);
+                SourceState::listed(&state, FILES);
+                SourceState::connected(&state, FILES, true);
                 Ok(source)
             }
-            Origin::Kubernetes(kubeconfig) => {
-                let client = kubernetes::client(kubeconfig.as_deref()).await?;
-                let source = KubernetesSource { client, node, pods };
+            Origin::Kubernetes(access) => {
+                let client = kubernetes::client(access).await?;
+                let for_events = client.clone();
+                let source = KubernetesSource {
+                    client,
+                    timing: access.timing.clone(),
+                    node,
+                    pods,
+                    state,
+                };
                 let task = tokio::spawn(async {
                     source.run(sender).await;
                     Ok(())
@@ -79,9 +103,22 @@ impl Source {
                     events,
                     first: None,
                     task,
+                    client: Some(for_events),
+                    state: told,
                 })
             }
         }
+    }
+
+    /// Begins to write Events about this node, if there is where to.
+    pub(super) fn events(&self, node: &str) -> Option<Events> {
+        let client = self.client.clone()?;
+        Some(Events::start(client, node))
+    }
+
+    /// How the source is getting on.
+    pub(super) fn state(&self) -> watch::Receiver<SourceState> {
+        self.state.clone()
     }
 
     async fn next(&mut self) -> anyhow::Result<Event> {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_common::abi::{Addr, AddressFlags, Family, Settings, SettingsFlags};
+use proxy_common::abi::{Addr, AddressFlags, Family, NetworkKey, Settings, SettingsFlags};
 use tokio::sync::watch;
 
 use super::edges::View;
 use crate::devices::host_edge;
 use crate::devices::routes::{self, Route};
+use crate::loader::sizes;
 use crate::maps::{MapFailure, Maps};
 use crate::model::{Node, Problem, World};
 use crate::node::{NodeConfig, NodeTables, node_port_ranges, tables};
@@ -30,6 +31,8 @@ pub(super) struct Seen<'a> {
     pub(super) world: &'a World,
     /// Whether the first lists of Services are complete.
     pub(super) is_complete: bool,
+    /// Whether the maps hold what the first lists told.
+    pub(super) is_in_force: bool,
 }
 
 /// What was seen last.
@@ -38,6 +41,7 @@ struct Last {
     node: Option<Node>,
     service_cidrs: Vec<IpNet>,
     is_complete: bool,
+    is_in_force: bool,
 }
 
 impl Seen<'_> {
@@ -46,6 +50,7 @@ impl Seen<'_> {
             && self.world.node() == last.node.as_ref()
             && self.world.service_cidrs() == last.service_cidrs
             && self.is_complete == last.is_complete
+            && self.is_in_force == last.is_in_force
     }
 
     fn keep(&self) -> Last {
@@ -54,6 +59,7 @@ impl Seen<'_> {
             node: self.world.node().cloned(),
             service_cidrs: self.world.service_cidrs().to_vec(),
             is_complete: self.is_complete,
+            is_in_force: self.is_in_force,
         }
     }
 }
@@ -64,6 +70,10 @@ pub(super) struct Surroundings {
     routes: watch::Sender<Option<BTreeSet<Route>>>,
     /// Whether a predecessor wrote settings, which, and what it knew then stays for a while.
     inherited: Option<Settings>,
+    /// Whether traffic is left to the stack until all is in force: there is no predecessor, so that
+    /// kube-proxy may be serving, and half a table would refuse what it serves; or a predecessor has
+    /// handed it back, and what the maps hold may be old.
+    begins_anew: bool,
     /// Whether Node and ServiceCIDRs may become known after the Services.
     is_piecemeal: bool,
     /// When the first lists were complete.
@@ -73,6 +83,8 @@ pub(super) struct Surroundings {
     held: Option<NodeTables>,
     due: Option<Instant>,
     failure: Option<String>,
+    /// Devices and networks for which there is no room.
+    crowds: [Option<Problem>; 2],
 }
 
 impl Surroundings {
@@ -89,12 +101,14 @@ impl Surroundings {
             config,
             routes,
             inherited: (!is_fresh).then_some(settings),
+            begins_anew: is_fresh || settings.flags.contains(SettingsFlags::HANDED_BACK),
             is_piecemeal,
             complete: None,
             last: None,
             held: None,
             due: None,
             failure: None,
+            crowds: [None, None],
         })
     }
 
@@ -109,11 +123,14 @@ impl Surroundings {
     }
 
     /// What could not be written.
-    pub(super) fn problem(&self) -> Option<Problem> {
-        self.failure.as_ref().map(|message| Problem {
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let failure = self.failure.as_ref().map(|message| Problem {
             subject: "this node's tables".to_owned(),
             message: message.clone(),
-        })
+        });
+        failure
+            .into_iter()
+            .chain(self.crowds.iter().flatten().cloned())
     }
 
     /// This node's addresses, as the maps hold them.
@@ -185,13 +202,18 @@ impl Surroundings {
     fn tables(&self, seen: &Seen<'_>) -> NodeTables {
         let Seen { view, world, .. } = seen;
         let cidrs = world.service_cidrs();
-        tables(
+        let mut tables = tables(
             &self.config,
             world.node(),
             cidrs,
             &view.local,
             view.host_device,
-        )
+        );
+        if self.begins_anew && !seen.is_in_force {
+            let flags = &mut tables.settings.flags;
+            *flags = flags.union(SettingsFlags::HANDED_BACK);
+        }
+        tables
     }
 
     fn write(
@@ -209,12 +231,34 @@ impl Surroundings {
             .as_ref()
             .is_none_or(|held| held.devices != new.devices)
         {
-            let _n_writes = maps.set_devices(&new.devices)?;
+            let left_out = maps.set_devices(&new.devices)?.left_out;
+            self.crowds[0] = crowd(
+                "device",
+                "DEVICES",
+                maps.devices.size(),
+                &left_out,
+                |index| {
+                    let mut devices = seen.view.local.iter();
+                    let device = devices.find(|device| device.index == *index);
+                    device.map_or_else(|| index.to_string(), |device| device.name.to_string())
+                },
+            );
         }
         if self.is_early(seen, &new.settings) {
             return Ok(None);
         }
-        let _n_writes = maps.set_networks(&new.networks)?;
+        if new.settings.flags.contains(SettingsFlags::HANDED_BACK) {
+            // Before anything is there that packets could be refused by.
+            let _is_new = maps.set_settings(&new.settings)?;
+        }
+        let left_out = maps.set_networks(&new.networks)?.left_out;
+        self.crowds[1] = crowd(
+            "network",
+            "NETWORKS",
+            maps.networks.size(),
+            &left_out,
+            network,
+        );
         let report = sync.set_node_addresses(new.addresses.clone(), maps);
         if maps.set_settings(&new.settings)? {
             say(&new.settings);
@@ -262,6 +306,44 @@ impl Surroundings {
             is_changed
         });
     }
+}
+
+/// That there is no room for these, if there are any.
+fn crowd<K>(
+    noun: &str,
+    map: &'static str,
+    size: u32,
+    left_out: &[K],
+    name: impl Fn(&K) -> String,
+) -> Option<Problem> {
+    /// More are only counted.
+    const NAMED: usize = 4;
+    let names: Vec<_> = left_out.iter().take(NAMED).map(name).collect();
+    let more = match left_out.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let plural = if left_out.len() > 1 { "s" } else { "" };
+    let raise = sizes::setting(map).map(|setting| format!("; raise {setting}"));
+    let problem = Problem {
+        subject: format!("{noun}{plural} {}{more}", names.join(", ")),
+        message: format!(
+            "map {map} is full: {} more needed than the {size} entries it has{}",
+            left_out.len(),
+            raise.unwrap_or_default()
+        ),
+    };
+    if left_out.is_empty() {
+        return None;
+    }
+    tracing::warn!("{}: {}", problem.subject, problem.message);
+    Some(problem)
+}
+
+/// `10.0.0.0/8`.
+fn network(key: &NetworkKey) -> String {
+    let of_family = if key.addr.is_v4() { 96 } else { 0 };
+    format!("{}/{}", key.addr, key.prefix_len.saturating_sub(of_family))
 }
 
 /// This node's address of each family, if a device has it: the kernel takes no other as a source.

@@ -1,47 +1,73 @@
 //! Services from the Kubernetes API.
 //!
 //! Four watches (Services, EndpointSlices, this Node, ServiceCIDRs), and a fifth of this node's
-//! Pods if they are asked for, run side by side. Each lists in pages, then watches with bookmarks, and lists again when the API server has forgotten where it
-//! was (410 Gone). Of the objects only fingerprints and versions are kept. An API server that has
-//! no ServiceCIDRs is asked for them now and then.
+//! Pods if they are asked for, run side by side. Each lists in pages, then watches with bookmarks,
+//! and lists again when the API server has forgotten where it was (410 Gone). Of the objects only
+//! fingerprints and versions are kept. An API server that has no ServiceCIDRs is asked for them now
+//! and then.
 
+mod access;
+mod backoff;
 mod connection;
 mod feed;
 mod raw;
+mod rights;
+mod servers;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
+use kube::Client;
 use kube::api::{Api, Resource};
-use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::InClusterError;
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, DefaultBackoff, watcher};
-use kube::{Client, Config};
+use kube::runtime::watcher::{self, watcher};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
+pub use self::access::{Access, Timing};
+use self::backoff::{Backoff, jitter};
 use self::feed::{Closed, Feed};
 use self::raw::Raw;
+pub use self::rights::{RIGHTS, Right};
+use self::servers::{Servers, Silence};
 use crate::model::{Event, ObjectName};
 use crate::source::ledger::Kind;
 use crate::source::parse::{self, Parsed, Strings};
+use crate::source::state::{Restart, SourceState};
 
 /// Yields what the API server says, and follows its changes.
 #[derive(Clone)]
 pub struct KubernetesSource {
     /// The connection to the API server: see [`client`].
     pub client: Client,
+    /// What is waited for.
+    pub timing: Timing,
     /// This node's name.
     pub node: Arc<str>,
     /// Whether to tell of this node's Pods.
     pub pods: bool,
+    /// Is told how the source is getting on: see [`state`].
+    pub state: watch::Sender<SourceState>,
+}
+
+/// Nothing has been heard of what a [`KubernetesSource`] follows.
+pub fn state(pods: bool) -> watch::Sender<SourceState> {
+    let kinds = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Node,
+        Kind::ServiceCidr,
+    ];
+    let kinds = kinds.into_iter().chain(pods.then_some(Kind::Pod));
+    watch::Sender::new(SourceState::new(kinds.map(Kind::resource), Instant::now()))
 }
 
 /// Why there is no connection to an API server.
@@ -56,54 +82,28 @@ pub enum KubernetesError {
         message: String,
     },
     /// No kubeconfig was named, and none of the usual ways leads to one.
-    #[error("no kubeconfig given, and not in a cluster")]
-    NoConfiguration(#[source] InferConfigError),
+    #[error("no kubeconfig given ({kubeconfig}), and not in a cluster")]
+    NoConfiguration {
+        /// Why the usual kubeconfig is none.
+        kubeconfig: String,
+        /// Why the surroundings of a pod are none.
+        source: InClusterError,
+    },
     /// What the configuration says can't be used.
     #[error("API client")]
     Client(#[source] kube::Error),
 }
 
-/// A client for the API server that the file `kubeconfig` names; without one, for that of
-/// `$KUBECONFIG`, of `~/.kube/config`, or of the cluster that this is a pod of.
+/// A client for the API servers of a cluster, which reads credentials again when they change on
+/// disk, and asks another server when one fails.
 ///
-/// Nothing is sent yet: the API server may still be away.
+/// Nothing is sent yet: they may still be away.
 ///
 /// # Errors
 ///
 /// There is no usable configuration.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError> {
-    let mut config = match kubeconfig {
-        Some(path) => from_file(path)
-            .await
-            .map_err(|error| KubernetesError::Kubeconfig {
-                path: path.to_owned(),
-                message: complaint(&error),
-            })?,
-        None => Config::infer()
-            .await
-            .map_err(KubernetesError::NoConfiguration)?,
-    };
-    // Trouble is reported and retried by the watches; the client's own retries would hide it.
-    config.default_retry = false;
-    Client::try_from(config).map_err(KubernetesError::Client)
-}
-
-async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
-    let kubeconfig = Kubeconfig::read_from(path)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
-}
-
-/// What is wrong with a kubeconfig whose name has been said already.
-fn complaint(error: &KubeconfigError) -> String {
-    let text = if let KubeconfigError::ReadConfig(error, _) = error {
-        error.to_string().to_lowercase()
-    } else {
-        error.to_string().replacen(": error: ", ": ", 1)
-    };
-    // After its first line the parser draws the place.
-    let line = text.lines().next().unwrap_or_default();
-    let line = line.split(" (os error").next().unwrap_or_default();
-    line.to_owned()
+pub async fn client(access: &Access) -> Result<Client, KubernetesError> {
+    Ok(Servers::new(access.clone()).await?.client().await)
 }
 
 impl KubernetesSource {
@@ -113,25 +113,24 @@ impl KubernetesSource {
     /// An API server that is away changes nothing: that is reported as a problem of the subject
     /// `API server`, and tried again with growing pauses.
     pub async fn run(self, events: mpsc::Sender<Event>) {
-        let feed = Arc::new(Feed::new(self.node, events.clone()));
+        let feed = Arc::new(Feed::new(self.node, events.clone(), self.state));
         let services = watcher::Config::default()
             .labels("!service.kubernetes.io/service-proxy-name")
             .fields("spec.clusterIP!=None");
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", feed.node()));
         let cidrs = watcher::Config::default();
+        let line = Line {
+            feed: &feed,
+            client: &self.client,
+            timing: &self.timing,
+        };
         let watches = futures::future::join5(
-            follow(&feed, &self.client, Kind::Service, services, read_service),
-            follow(&feed, &self.client, Kind::EndpointSlice, slices, read_slice),
-            follow(&feed, &self.client, Kind::Node, node, read_node),
-            follow(
-                &feed,
-                &self.client,
-                Kind::ServiceCidr,
-                cidrs,
-                read_service_cidr,
-            ),
-            follow_pods(&feed, &self.client, self.pods),
+            line.follow(Kind::Service, services, read_service),
+            line.follow(Kind::EndpointSlice, slices, read_slice),
+            line.follow(Kind::Node, node, read_node),
+            line.follow(Kind::ServiceCidr, cidrs, read_service_cidr),
+            line.follow_pods(self.pods),
         );
         tokio::select! {
             (Closed, Closed, Closed, Closed, Closed) = watches => {}
@@ -174,69 +173,76 @@ fn read_pod(strings: &mut Strings, name: ObjectName, object: &PodMetadata) -> Pa
     parse::pod(strings, name, &object.metadata).map(Event::Pod)
 }
 
-/// Follows the Pods of this node that have not ended, if they are wanted.
-async fn follow_pods(feed: &Arc<Feed>, client: &Client, is_wanted: bool) -> Closed {
-    if !is_wanted {
-        return Closed;
-    }
-    let ours = format!(
-        "spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed",
-        feed.node()
-    );
-    let pods = watcher::Config::default().fields(&ours);
-    follow(feed, client, Kind::Pod, pods, read_pod).await
+/// What all watches share.
+struct Line<'a> {
+    feed: &'a Arc<Feed>,
+    client: &'a Client,
+    timing: &'a Timing,
 }
 
-/// Follows the objects of one kind until nobody listens.
-async fn follow<K>(
-    feed: &Arc<Feed>,
-    client: &Client,
-    kind: Kind,
-    config: watcher::Config,
-    read: Read<K>,
-) -> Closed
-where
-    K: Resource<DynamicType = ()>
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
-{
-    let api: Api<Raw<K>> = Api::all(connection::observed(client.clone(), kind, Arc::clone(feed)));
-    let mut backoff = DefaultBackoff::default();
-    loop {
-        let mut events = pin!(watcher(api.clone(), config.clone()));
-        while let Some(event) = events.next().await {
-            let error = match event {
-                Ok(event) => match feed.take(kind, event, read).await {
-                    Ok(()) => continue,
-                    Err(Closed) => return Closed,
-                },
-                Err(error) => error,
-            };
-            debug!(?kind, %error, "watch interrupted");
-            if kind == Kind::ServiceCidr && is_unknown_resource(&error) {
-                // Older API servers have none; the ranges are then not known (rule R16).
-                if feed.none(kind).await == Err(Closed) {
+impl Line<'_> {
+    /// Follows the Pods of this node that have not ended, if they are wanted.
+    async fn follow_pods(&self, is_wanted: bool) -> Closed {
+        if !is_wanted {
+            return Closed;
+        }
+        let ours = format!(
+            "spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed",
+            self.feed.node()
+        );
+        let pods = watcher::Config::default().fields(&ours);
+        self.follow(Kind::Pod, pods, read_pod).await
+    }
+
+    /// Follows the objects of one kind until nobody listens.
+    async fn follow<K>(&self, kind: Kind, config: watcher::Config, read: Read<K>) -> Closed
+    where
+        K: Resource<DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let (feed, timing) = (self.feed, self.timing.clone());
+        // Silence is noticed on the way; the watcher itself is to be more patient.
+        let config = config.timeout(2 * timing.idle.as_secs() as u32 + 60);
+        let mut backoff = Backoff::new(timing.pause);
+        let client = connection::observed(self.client.clone(), kind, Arc::clone(feed), timing);
+        let api: Api<Raw<K>> = Api::all(client);
+        loop {
+            let mut events = pin!(watcher(api.clone(), config.clone()));
+            while let Some(event) = events.next().await {
+                let error = match event {
+                    Ok(event) => match feed.take(kind, event, read).await {
+                        Ok(()) => continue,
+                        Err(Closed) => return Closed,
+                    },
+                    Err(error) => error,
+                };
+                debug!(?kind, %error, "watch interrupted");
+                feed.restarted(kind, restart(&error));
+                if kind == Kind::ServiceCidr && is_unknown_resource(&error) {
+                    // Older API servers have none; the ranges are then not known (rule R16).
+                    if feed.none(kind).await == Err(Closed) {
+                        return Closed;
+                    }
+                    tokio::time::sleep(UNKNOWN_PAUSE).await;
+                    break;
+                }
+                let remedy = Remedy::of(&error);
+                if let Some(message) = remedy.message(kind, &error)
+                    && feed.trouble(kind, message).await == Err(Closed)
+                {
                     return Closed;
                 }
-                tokio::time::sleep(UNKNOWN_PAUSE).await;
-                break;
-            }
-            let remedy = Remedy::of(&error);
-            if let Some(message) = remedy.message(kind, &error)
-                && feed.trouble(kind, message).await == Err(Closed)
-            {
-                return Closed;
-            }
-            if remedy != Remedy::Resume {
-                // Never ends: `DefaultBackoff` has no last element.
-                tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(30))).await;
-            }
-            if remedy.is_relist() {
-                break;
+                if remedy != Remedy::Resume {
+                    tokio::time::sleep(backoff.next(Instant::now())).await;
+                }
+                if remedy.is_relist() {
+                    break;
+                }
             }
         }
     }
@@ -294,6 +300,33 @@ impl Remedy {
             Self::Pause | Self::RelistAfterLoss => Some(message(kind, error)),
         }
     }
+}
+
+/// Why the watch has to be begun anew.
+fn restart(error: &watcher::Error) -> Restart {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let by_status = |status: &kube::core::Status| match status.code {
+        401 => Restart::Unauthorized,
+        403 => Restart::Refused,
+        410 => Restart::Gone,
+        429 | 503 => Restart::Throttled,
+        _ => Restart::Other,
+    };
+    match error {
+        WatchError(status) => by_status(status),
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status)) => by_status(status),
+        InitialListFailed(_) | WatchStartFailed(_) => Restart::Refused,
+        WatchFailed(error) if is_silence(error) => Restart::Stalled,
+        WatchFailed(kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => Restart::Closed,
+        WatchFailed(_) | watcher::Error::NoResourceVersion => Restart::Other,
+    }
+}
+
+/// Whether the error is that nothing was heard.
+fn is_silence(error: &kube::Error) -> bool {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |it| it.source());
+    causes.any(|cause| cause.is::<Silence>())
 }
 
 fn message(kind: Kind, error: &watcher::Error) -> String {

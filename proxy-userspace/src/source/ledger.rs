@@ -18,6 +18,19 @@ pub(super) enum Kind {
     Pod,
 }
 
+impl Kind {
+    /// The resource, as paths of the API name it.
+    pub(super) const fn resource(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::Node => "nodes",
+            Self::ServiceCidr => "servicecidrs",
+            Self::Pod => "pods",
+        }
+    }
+}
+
 /// Which object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Key {

@@ -9,8 +9,10 @@ use proxy_common::abi::{Addr, AddressFlags};
 
 use super::publish::Writer;
 use super::refusal::Refusal;
+use super::room::Room;
 use super::target::{Target, Write};
 use super::{Report, Sync};
+use crate::model::Problem;
 
 impl Sync {
     /// Makes these the addresses of this node, in place of those before: `NODE` and `NODE_PORTS`
@@ -80,18 +82,46 @@ impl Sync {
     }
 
     /// Brings the addresses up to date that may say too much or too little; what fails stays for
-    /// the next time.
+    /// the next time. What becomes free goes before what is new.
     pub(super) fn settle_addresses<T: Target>(&mut self, writer: &mut Writer<'_, T>) {
-        self.address_refusal = None;
-        for addr in std::mem::take(&mut self.loose) {
+        self.address_refusals.clear();
+        let loose = std::mem::take(&mut self.loose);
+        let is_wanted = |addr: &Addr| !self.wanted_address(*addr).is_empty();
+        let (kept, freed) = loose.into_iter().partition::<Vec<_>, _>(is_wanted);
+        for addr in freed.into_iter().chain(kept) {
             if self.is_settled(addr) {
                 continue;
             }
             if let Err(refusal) = self.settle_address(addr, writer) {
-                self.address_refusal = Some(refusal);
+                self.address_refusals.insert(addr, refusal);
                 self.loose.insert(addr);
             }
         }
+    }
+
+    /// This node's addresses that are not in force as they should be, and why.
+    pub(super) fn address_problem(&self) -> Option<Problem> {
+        /// More are only counted.
+        const NAMED: usize = 4;
+        let (first, refusal) = self.address_refusals.first_key_value()?;
+        let n_all = self.address_refusals.len();
+        let noun = if n_all == 1 {
+            "node address"
+        } else {
+            "node addresses"
+        };
+        let mut subject = format!("{noun} {first}");
+        let others = self.address_refusals.keys().skip(1);
+        others
+            .take(NAMED - 1)
+            .for_each(|addr| subject.push_str(&format!(", {addr}")));
+        if let Some(more @ 1..) = n_all.checked_sub(NAMED) {
+            subject.push_str(&format!(" and {more} more"));
+        }
+        Some(Problem {
+            subject,
+            message: refusal.to_string(),
+        })
     }
 
     fn settle_address<T: Target>(
@@ -105,9 +135,20 @@ impl Sync {
         }
         let is_new = self.actual.address(addr).is_empty();
         if is_new && self.free_addresses() == 0 {
-            return Err(Refusal::ADDRESSES_FULL);
+            let addresses = self.unsettled_new_addresses();
+            return Err(self.shortage(Room {
+                addresses,
+                ..Room::default()
+            }));
         }
         self.write(Write::Address { addr, flags }, writer)
+    }
+
+    /// How many of this node's addresses have no entry yet.
+    fn unsettled_new_addresses(&self) -> usize {
+        let node = self.node_addresses.keys();
+        node.filter(|addr| self.actual.address(**addr).is_empty())
+            .count()
     }
 
     /// How many more addresses fit.

@@ -38,6 +38,7 @@ impl Block {
 pub(super) struct Blocks {
     len_by_first: BTreeMap<u32, u32>,
     by_len: BTreeSet<(u32, u32)>,
+    n_free: usize,
     /// Freed, but a program that still runs may read them.
     resting: Vec<Block>,
 }
@@ -62,6 +63,7 @@ impl Blocks {
         Self {
             len_by_first: BTreeMap::new(),
             by_len: BTreeSet::new(),
+            n_free: 0,
             resting,
         }
     }
@@ -131,12 +133,24 @@ impl Blocks {
         self.by_len.last().map_or(0, |&(len, _)| len)
     }
 
+    /// Entries that may be taken.
+    pub(super) const fn n_free(&self) -> usize {
+        self.n_free
+    }
+
+    /// Entries that a grace period would free.
+    pub(super) fn n_resting(&self) -> usize {
+        self.resting.iter().map(|block| block.len as usize).sum()
+    }
+
     fn insert(&mut self, block: Block) {
+        self.n_free += block.len as usize;
         self.len_by_first.insert(block.first, block.len);
         self.by_len.insert((block.len, block.first));
     }
 
     fn remove(&mut self, block: Block) {
+        self.n_free -= block.len as usize;
         self.len_by_first.remove(&block.first);
         self.by_len.remove(&(block.len, block.first));
     }
@@ -207,7 +221,7 @@ mod tests {
             for block in held {
                 blocks.put_back(block);
             }
-            prop_assert_eq!(blocks.longest(), 64);
+            prop_assert_eq!((blocks.longest(), blocks.n_free()), (64, 64));
         }
     }
 }

@@ -65,6 +65,11 @@ impl Detached {
         self.by_service.keys().copied()
     }
 
+    /// How many backends and how many service ids wait.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.ids.len(), self.by_service.len())
+    }
+
     fn forget(&mut self, service: u32) {
         if let Some(count) = self.by_service.get_mut(&service) {
             *count -= 1;
@@ -104,6 +109,8 @@ impl Sync {
                 self.detached.ids.push_back(id);
             }
         }
+        self.let_in(&mut writer);
+        self.settle_addresses(&mut writer);
         self.report(&writer)
     }
 
@@ -114,23 +121,19 @@ impl Sync {
         refusal: &Refusal,
         writer: &mut Writer<'_, T>,
     ) -> Result<bool, Refusal> {
-        let Refusal::Full {
-            map, needed, free, ..
-        } = *refusal
-        else {
+        let Refusal::Full(shortage) = refusal else {
             return Ok(false);
         };
-        let lacking = needed.saturating_sub(free);
-        let freed = |sync: &Self| match map {
-            "BACKENDS" => sync.detached.ids.len(),
-            "SERVICES" => sync.detached.by_service.len(),
-            _ => 0,
-        };
-        let before = freed(self);
-        if lacking > before {
+        let (backends, services) = shortage.lacking_ids();
+        let (n_ids, n_services) = self.detached.counts();
+        let lacks_ids = backends > 0 || services > 0;
+        if !lacks_ids || !shortage.is_of_ids() || backends > n_ids || services > n_services {
             return Ok(false);
         }
-        while before - freed(self) < lacking
+        let is_enough = |(ids_left, services_left): (usize, usize)| {
+            n_ids - ids_left >= backends && n_services - services_left >= services
+        };
+        while !is_enough(self.detached.counts())
             && let Some(&id) = self.detached.ids.front()
         {
             self.release(id, writer)?;

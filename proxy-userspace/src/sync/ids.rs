@@ -57,6 +57,11 @@ impl Ids {
         !self.resting.is_empty() || self.limit < self.capacity
     }
 
+    /// How many more could be taken after a grace period.
+    pub(super) fn n_resting(&self) -> usize {
+        self.capacity.saturating_sub(self.limit.max(self.fresh)) as usize + self.resting.len()
+    }
+
     /// A grace period has passed.
     pub(super) fn settle(&mut self) {
         self.limit = self.capacity;

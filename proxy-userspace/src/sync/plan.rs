@@ -1,5 +1,6 @@
 //! What it takes to bring one Service from what is in force to what is desired.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::Sync;
 use super::actual::{HeldPort, address_kind, service_name};
 use super::blocks::Block;
 use super::refusal::{Clash, Refusal};
+use super::room::{Room, Shortage};
 use crate::desired::{DesiredFrontend, DesiredPort};
 use crate::model::ObjectName;
 
@@ -82,8 +84,11 @@ impl Sync {
                     .push(self.plan_port(index, service, port, frontends));
             }
         }
-        self.check_room(&plan.ports, &desired)?;
-        self.set_blocks_aside(&mut plan.ports)?;
+        let needed = self.needed(&plan.ports, &desired);
+        if !needed.fits(&self.free()) {
+            return Err(self.shortage(needed));
+        }
+        self.set_blocks_aside(&mut plan.ports, needed)?;
         Ok(plan)
     }
 
@@ -171,45 +176,36 @@ impl Sync {
         }
     }
 
-    fn check_room(&self, ports: &[PortPlan], desired: &[DesiredPort]) -> Result<(), Refusal> {
-        let n_services = ports.iter().filter(|port| port.service.is_none()).count();
-        let n_backends = ports
-            .iter()
-            .flat_map(|port| &port.ids)
-            .filter(|id| id.is_none())
-            .count();
+    /// What these ports need beyond what they have.
+    fn needed(&self, ports: &[PortPlan], desired: &[DesiredPort]) -> Room {
+        let ids = ports.iter().flat_map(|port| &port.ids);
         let frontends = ports.iter().flat_map(|port| &port.frontends);
-        let n_frontends = frontends
-            .filter(|it| !self.actual.frontends.contains_key(&it.key))
-            .count();
-        let used = self.actual.frontends.len() + self.repairs.len();
-        let free = (self.capacity.frontends as usize).saturating_sub(used);
-        fits(
-            "SERVICES",
-            n_services,
-            self.service_ids.available(),
-            "--max-services",
-        )?;
-        fits(
-            "BACKENDS",
-            n_backends,
-            self.backend_ids.available(),
-            "--max-backends",
-        )?;
-        fits("FRONTENDS", n_frontends, free, "--max-frontends")?;
-        let free = self.free_addresses();
-        fits(
-            "ADDRESSES",
-            self.new_addresses(ports),
-            free,
-            "--max-addresses",
-        )?;
-        let n_ranges = ports
+        let blocks = || {
+            let new = ports.iter().filter(|port| port.is_new_block);
+            new.map(|port| port.block.len)
+        };
+        let ranges = ports
             .iter()
             .map(|port| self.new_ranges(port, &desired[port.index]));
-        let used = self.actual.source_ranges.len();
-        let free = (self.capacity.source_ranges as usize).saturating_sub(used);
-        fits("SOURCE_RANGES", n_ranges.sum(), free, "--max-source-ranges")
+        Room {
+            services: ports.iter().filter(|port| port.service.is_none()).count(),
+            backends: ids.filter(|id| id.is_none()).count(),
+            frontends: frontends
+                .filter(|it| !self.actual.frontends.contains_key(&it.key))
+                .count(),
+            addresses: self.new_addresses(ports),
+            source_ranges: ranges.sum(),
+            slots: blocks().map(|len| len as usize).sum(),
+            block: blocks().max().unwrap_or(0),
+        }
+    }
+
+    pub(super) fn shortage(&self, needed: Room) -> Refusal {
+        Refusal::Full(Box::new(Shortage {
+            needed,
+            free: self.free(),
+            capacity: self.capacity,
+        }))
     }
 
     /// How many addresses get an entry.
@@ -233,40 +229,25 @@ impl Sync {
             .count()
     }
 
-    fn set_blocks_aside(&mut self, ports: &mut [PortPlan]) -> Result<(), Refusal> {
-        for index in 0..ports.len() {
-            let len = ports[index].block.len;
-            if !ports[index].is_new_block {
-                continue;
-            }
+    /// Takes blocks, the longest first: the free pieces may be too short all the same.
+    fn set_blocks_aside(&mut self, ports: &mut [PortPlan], needed: Room) -> Result<(), Refusal> {
+        let mut new: Vec<_> = ports.iter_mut().filter(|port| port.is_new_block).collect();
+        new.sort_by_key(|port| Reverse(port.block.len));
+        for index in 0..new.len() {
+            let len = new[index].block.len;
             match self.blocks.take(len) {
-                Some(first) => ports[index].block.first = first,
+                Some(first) => new[index].block.first = first,
                 None => {
-                    let free = self.blocks.longest();
-                    let aside = ports[..index].iter().filter(|port| port.is_new_block);
+                    let refusal = self.shortage(Room {
+                        block: len,
+                        ..needed
+                    });
+                    let aside = new[..index].iter();
                     aside.for_each(|port| self.blocks.put_back(port.block));
-                    return Err(Refusal::NoBlock { needed: len, free });
+                    return Err(refusal);
                 }
             }
         }
         Ok(())
-    }
-}
-
-fn fits(
-    map: &'static str,
-    needed: usize,
-    free: usize,
-    setting: &'static str,
-) -> Result<(), Refusal> {
-    if needed <= free {
-        Ok(())
-    } else {
-        Err(Refusal::Full {
-            map,
-            needed,
-            free,
-            setting,
-        })
     }
 }

@@ -9,14 +9,15 @@ use std::collections::BTreeSet;
 
 use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendKey};
 
-use super::Sync;
 use super::actual::{HeldPort, address_kind, is_live, service_name};
 use super::adopt::gone;
 use super::detached::detached;
 use super::plan::{Plan, PortPlan};
 use super::refusal::Refusal;
+use super::room::Room;
 use super::target::{Target, Write};
-use crate::desired::{DesiredBackend, DesiredPort};
+use super::{Sync, undo};
+use crate::desired::{DesiredBackend, DesiredFrontend, DesiredPort};
 use crate::model::ObjectName;
 
 /// What a backend id's entry should be, if it is `old` now.
@@ -59,19 +60,48 @@ pub(super) struct Writer<'a, T> {
 }
 
 impl Sync {
-    /// Brings the desired version of a Service into force, as a whole or not at all if room lacks.
+    /// Brings the desired version of a Service into force, as a whole or not at all if room lacks
+    /// or a write fails.
     pub(super) fn publish<T: Target>(
         &mut self,
         owner: &ObjectName,
         writer: &mut Writer<'_, T>,
     ) -> Result<Plan, Refusal> {
         let mut plan = self.plan_with_room(owner, writer)?;
-        let Plan { desired, ports, .. } = &mut plan;
-        let result = ports
-            .iter_mut()
-            .try_for_each(|port| self.publish_port(owner, &desired[port.index], port, writer));
+        self.journal = Some(vec![]);
+        let result = self.publish_plan(owner, &mut plan, writer);
+        let journal = self.journal.take().unwrap_or_default();
+        if result.is_err()
+            && let Err(refusal) = self.undo(journal, writer)
+        {
+            tracing::debug!("Service {owner}: a failed update stays in part: {refusal}");
+        }
         self.return_unused_blocks(&plan.ports);
         result.map(|()| plan)
+    }
+
+    /// First what no packet sees yet, then the frontends: new ones before those that are replaced,
+    /// for which there is room in any case.
+    fn publish_plan<T: Target>(
+        &mut self,
+        owner: &ObjectName,
+        plan: &mut Plan,
+        writer: &mut Writer<'_, T>,
+    ) -> Result<(), Refusal> {
+        let Plan { desired, ports, .. } = plan;
+        let mut frontends = Vec::new();
+        for port in ports {
+            let desired = &desired[port.index];
+            let service = self.prepare_port(owner, desired, port, writer)?;
+            let value = |it: &DesiredFrontend| (it.key, port.value(service, desired, it));
+            frontends.extend(port.frontends.iter().map(value));
+        }
+        let is_there = |(key, _): &(FrontendKey, Frontend)| self.actual.frontends.contains_key(key);
+        let (replaced, new): (Vec<_>, Vec<_>) = frontends.into_iter().partition(is_there);
+        for (key, value) in new.into_iter().chain(replaced) {
+            self.write_frontend(key, value, writer)?;
+        }
+        Ok(())
     }
 
     fn plan_with_room<T: Target>(
@@ -117,13 +147,14 @@ impl Sync {
         self.service_ids.settle();
     }
 
-    fn publish_port<T: Target>(
+    /// Writes all of a port but its frontends.
+    fn prepare_port<T: Target>(
         &mut self,
         owner: &ObjectName,
         desired: &DesiredPort,
         plan: &mut PortPlan,
         writer: &mut Writer<'_, T>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u32, Refusal> {
         let service = match plan.service {
             Some(id) => id,
             None => self.write_service(owner, desired, writer)?,
@@ -137,22 +168,13 @@ impl Sync {
             *id = Some(self.write_backend(*id, next, writer)?);
         }
         self.write_ranges(service, &desired.source_ranges, writer)?;
-        if plan.is_new_block {
+        if plan.is_new_block && plan.block.len > 0 {
             let in_slots = plan.ids.iter().take(plan.block.len as usize);
             let ids = in_slots.copied().flatten().collect();
-            self.write(
-                Write::Slots {
-                    first: plan.block.first,
-                    ids,
-                },
-                writer,
-            )?;
+            let first = plan.block.first;
+            self.write(Write::Slots { first, ids }, writer)?;
         }
-        for frontend in &plan.frontends {
-            let value = plan.value(service, desired, frontend);
-            self.write_frontend(frontend.key, value, writer)?;
-        }
-        Ok(())
+        Ok(service)
     }
 
     fn write_frontend<T: Target>(
@@ -182,7 +204,13 @@ impl Sync {
         writer: &mut Writer<'_, T>,
     ) -> Result<u32, Refusal> {
         let name = service_name(owner, desired)?;
-        let id = self.service_ids.take().ok_or(Refusal::SERVICES_FULL)?;
+        let id = self.service_ids.take().ok_or_else(|| {
+            let services = 1;
+            self.shortage(Room {
+                services,
+                ..Room::default()
+            })
+        })?;
         if let Err(refusal) = self.write(Write::Service { id, name }, writer) {
             self.service_ids.put_back(id);
             return Err(refusal);
@@ -209,7 +237,13 @@ impl Sync {
     ) -> Result<u32, Refusal> {
         let id = match known {
             Some(id) => id,
-            None => self.backend_ids.take().ok_or(Refusal::BACKENDS_FULL)?,
+            None => self.backend_ids.take().ok_or_else(|| {
+                let backends = 1;
+                self.shortage(Room {
+                    backends,
+                    ..Room::default()
+                })
+            })?,
         };
         let old = self.actual.backend(id);
         let backend = next(old);
@@ -226,23 +260,33 @@ impl Sync {
     /// Blocks that were set aside for frontends that were not written in the end.
     fn return_unused_blocks(&mut self, ports: &[PortPlan]) {
         for port in ports.iter().filter(|port| port.is_new_block) {
-            let names = |service| self.actual.names_block(service, port.block.first);
-            if !port.service.is_some_and(names) {
+            let first = port.block.first;
+            let names = |service| self.actual.names_block(service, first);
+            // One that a frontend named for a moment has to rest.
+            let was_named = self.left.iter().any(|(_, block)| *block == port.block);
+            if !was_named && !port.service.is_some_and(names) {
                 self.blocks.put_back(port.block);
             }
         }
     }
 
-    /// Takes away what a published Service has beyond its desired version.
+    /// Takes away what a published Service has beyond its desired version: of all its ports the
+    /// frontends first, so that what fails later is seen by no packet.
     pub(super) fn withdraw<T: Target>(
         &mut self,
         owner: &ObjectName,
         plan: &Plan,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
-        for id in self.actual.ids_of(owner).to_vec() {
-            let port = plan.ports.iter().find(|port| port.service == Some(id));
-            self.remove_frontends(id, port, writer)?;
+        let ids = self.actual.ids_of(owner).to_vec();
+        let of_plan = |id| plan.ports.iter().find(|port| port.service == Some(id));
+        let mut removed = Ok(());
+        for &id in &ids {
+            removed = removed.and(self.remove_frontends(id, of_plan(id), writer));
+        }
+        removed?;
+        for id in ids {
+            let port = of_plan(id);
             self.remove_backends(id, port, writer)?;
             for net in self.shed_ranges(id, port, &plan.desired) {
                 self.write(Write::RemoveSourceRange { service: id, net }, writer)?;
@@ -275,11 +319,14 @@ impl Sync {
             .copied()
             .filter(|it| !keep.contains(it))
             .collect();
+        let mut removed = Ok(());
         for key in old {
-            self.write(Write::RemoveFrontend { key }, writer)?;
+            // What stays because of one failure must not keep the others.
+            let result = self.write(Write::RemoveFrontend { key }, writer);
             self.loose.insert(key.addr);
+            removed = removed.and(result);
         }
-        Ok(())
+        removed
     }
 
     fn remove_backends<T: Target>(
@@ -350,6 +397,10 @@ impl Sync {
             .write(&write)
             .map_err(|error| Refusal::write(&write, &error))?;
         writer.n_writes += 1;
+        if self.journal.is_some() {
+            let inverse = undo::inverse(self, &write);
+            self.journal.get_or_insert_default().extend(inverse);
+        }
         self.left.extend(self.actual.apply(write));
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use proxy_common::abi::FrontendKey;
 
 use super::dump::describe;
+use super::room::Shortage;
 use super::target::Write;
 use crate::causes;
 use crate::model::ObjectName;
@@ -13,20 +14,9 @@ use crate::model::ObjectName;
 /// The reason, worded for an administrator.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    /// A map has no room; the Service stays as it was.
-    #[error("map {map} is full: {needed} more entries needed, {free} free; raise {setting}")]
-    Full {
-        map: &'static str,
-        needed: usize,
-        free: usize,
-        setting: &'static str,
-    },
-    /// No run of slots is long enough; the Service stays as it was.
-    #[error(
-        "map SLOTS is full: {needed} consecutive entries needed, at most {free} free in one \
-         piece; raise --max-slots"
-    )]
-    NoBlock { needed: u32, free: u32 },
+    /// Maps have no room; the Service stays as it was.
+    #[error("{_0}")]
+    Full(Box<Shortage>),
     /// `SERVICES` can't hold the name.
     #[error(
         "field metadata.name: namespace, name and port name have {length} bytes together, \
@@ -70,26 +60,6 @@ fn list(clashes: &[Clash]) -> String {
 }
 
 impl Refusal {
-    pub(super) const SERVICES_FULL: Self = Self::Full {
-        map: "SERVICES",
-        needed: 1,
-        free: 0,
-        setting: "--max-services",
-    };
-    pub(super) const BACKENDS_FULL: Self = Self::Full {
-        map: "BACKENDS",
-        needed: 1,
-        free: 0,
-        setting: "--max-backends",
-    };
-
-    pub(super) const ADDRESSES_FULL: Self = Self::Full {
-        map: "ADDRESSES",
-        needed: 1,
-        free: 0,
-        setting: "--max-addresses",
-    };
-
     pub(super) fn write(write: &Write, error: &dyn Error) -> Self {
         Self::Write {
             map: map_of(write),
@@ -99,11 +69,7 @@ impl Refusal {
 
     /// Whether a grace period may make the room that lacks.
     pub(super) fn is_curable(&self) -> bool {
-        match self {
-            Self::Full { map, .. } => matches!(*map, "SERVICES" | "BACKENDS"),
-            Self::NoBlock { .. } => true,
-            Self::LongName { .. } | Self::Write { .. } | Self::Taken(_) => false,
-        }
+        matches!(self, Self::Full(shortage) if shortage.is_curable())
     }
 }
 

@@ -118,6 +118,8 @@ fn a_folder_that_is_no_bpffs_is_named() {
     Service::new("web", 10, &[]).write(&testbed);
     let folder = testbed.manifests().with_file_name("no-bpffs");
     std::fs::create_dir(&folder).unwrap();
+    // Over an empty folder one would be mounted.
+    std::fs::write(folder.join("file"), "").unwrap();
     let original = run_with(&testbed, &testbed.manifests());
     let bpffs = testbed.bpffs();
     let args = original.get_args().map(|arg| {
@@ -130,5 +132,5 @@ fn a_folder_that_is_no_bpffs_is_named() {
     let mut command = Command::new(beeline(&testbed).binary());
     command.args(args);
     assert_fails(&testbed, command, 1, &["no-bpffs"]);
-    assert!(std::fs::read_dir(&folder).unwrap().next().is_none());
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }

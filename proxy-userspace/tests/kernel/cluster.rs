@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proxy_common::abi::Family;
@@ -283,6 +284,18 @@ fn backends(frontend: &Value) -> BTreeSet<String> {
 /// The `beeline` command on a testbed's node.
 pub(crate) fn beeline(testbed: &Testbed) -> Beeline<'_> {
     Beeline::new(testbed, env!("CARGO_BIN_EXE_beeline"))
+}
+
+/// A `beeline` whose maps have another layout: built with the feature `next-layout`.
+pub(crate) fn next_beeline() -> PathBuf {
+    let built = || Path::new(env!("CARGO_BIN_EXE_beeline")).with_file_name("beeline-next");
+    let next = std::env::var_os("BEELINE_NEXT").map_or_else(built, PathBuf::from);
+    assert!(
+        next.exists(),
+        "{}: `cargo xtask build --next` builds it",
+        next.display()
+    );
+    next
 }
 
 /// Starts the servers of a backend.

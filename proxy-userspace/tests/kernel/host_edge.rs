@@ -109,7 +109,7 @@ fn it_is_made_at_start_kept_over_restarts_and_removed_by_cleanup() {
     assert_eq!(seen["healthy"], true, "{seen}");
     assert!(daemon.stop().is_some());
 
-    let output = beeline.call(["cleanup"]).unwrap();
+    let output = beeline.call(["cleanup", "--now"]).unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
     assert!(said.contains("device beeline0 removed"), "{said}");
@@ -209,7 +209,7 @@ fn others_routes_and_devices_are_left_alone() {
     let daemon = run(&beeline(&testbed), &[]);
     assert_routed(node);
     assert!(daemon.stop().is_some());
-    let output = beeline(&testbed).call(["cleanup"]).unwrap();
+    let output = beeline(&testbed).call(["cleanup", "--now"]).unwrap();
     assert!(output.status.success(), "{output:?}");
     let routes = node.ask_ip("-4 route show").unwrap();
     assert!(routes.contains(theirs), "{routes}");

@@ -2,6 +2,10 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod api_cluster;
+#[path = "../support/api_server.rs"]
+mod api_server;
+mod api_trouble;
 mod cgroups;
 mod changes;
 mod cli;
@@ -9,18 +13,25 @@ mod client;
 mod closed_doors;
 mod cluster;
 mod configuration;
+mod container;
 mod departures;
 mod every_address;
 mod foreign_program;
 mod fragments;
 mod hairpin;
+mod hand_back;
 mod host_edge;
 mod kubernetes;
+mod load;
+mod loss;
+mod loss_crowd;
+mod loss_footprint;
 mod node_addresses;
 mod options;
 mod outside_clients;
 mod path_mtu;
 mod plain_network;
+mod privileges;
 mod refusal;
 mod restart;
 mod sctp_sockets;
@@ -34,8 +45,13 @@ mod socket_pods;
 mod socket_programs;
 mod socket_world;
 mod spread;
+mod take_over;
+mod take_over_rules;
 mod test_run;
 mod transfer;
+mod two_nodes;
+mod two_nodes_world;
 mod unread;
+mod upgrade;
 mod vitals;
 mod world;

@@ -106,7 +106,7 @@ fn a_closed_port_is_noticed(address: SocketAddr) {
 
 fn cleanup_leaves_nothing(world: &World) {
     assert!(world.daemon.stop().is_some());
-    let output = world.beeline().call(["cleanup"]).unwrap();
+    let output = world.beeline().call(["cleanup", "--now"]).unwrap();
     assert!(output.status.success(), "{output:?}");
     let node = world.node();
     let links = node.ask_ip("link show").unwrap();

@@ -276,7 +276,7 @@ fn nodes_with_cgroups_of_their_own_do_not_disturb_each_other() {
     });
     assert_eq!(n_pointed, 0);
     other.stop();
-    let removed = beeline(&other.testbed).json(["cleanup"]).unwrap();
+    let removed = beeline(&other.testbed).json(["cleanup", "--now"]).unwrap();
     assert_eq!(removed["socket_programs"], N_PROGRAMS);
     assert_eq!(one.attached(), attached);
     assert_eq!(one.pointed(|| one.connect(&one.client.namespace)), 2);
@@ -315,7 +315,7 @@ fn the_cgroup_is_found_if_none_is_named() {
     node.stop();
     let own = node.testbed.state_folder().join("cgroup");
     let is_own = Path::new(found) == own;
-    let removed = beeline(&node.testbed).json(["cleanup"]).unwrap();
+    let removed = beeline(&node.testbed).json(["cleanup", "--now"]).unwrap();
     let paths = removed["paths"].as_array().unwrap();
     assert_eq!(
         paths.iter().any(|path| *path == own.to_str().unwrap()),
@@ -330,7 +330,7 @@ fn cleanup_takes_everything_off() {
     let mut open = node.connect(&node.client.namespace);
     let pins = node.testbed.bpffs().join("beeline");
     node.stop();
-    let removed = beeline(&node.testbed).json(["cleanup"]).unwrap();
+    let removed = beeline(&node.testbed).json(["cleanup", "--now"]).unwrap();
     assert_eq!(removed["socket_programs"], N_PROGRAMS);
     assert!(!pins.exists() && !node.testbed.state_folder().exists());
     for connection in &mut open {

@@ -97,6 +97,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is this pod.
+    pub(crate) fn is_of(&self, pod: &Pod) -> bool {
+        Family::ALL.map(|family| pod.address(family)) == self.addresses
+    }
+
     fn address(&self, family: Family) -> IpAddr {
         self.addresses[family_index(family)]
     }
@@ -314,6 +319,8 @@ pub(crate) struct World {
     pub(crate) far: Pod,
     /// A backend in the node's own namespace.
     pub(crate) host: Pod,
+    /// Whose sockets Beeline serves.
+    socket_lb: &'static str,
     /// The arguments that Beeline was started with.
     args: Vec<String>,
     pub(crate) testbed: Testbed,
@@ -323,6 +330,16 @@ impl World {
     /// Makes a world with Services of each of these names, backed by the pod of that name, and
     /// waits until Beeline has programmed them. The link to the remote node has this MTU.
     pub(crate) fn new(layout: Layout, mtu: u32, args: &[&str]) -> Self {
+        Self::with_sockets("off", layout, mtu, args)
+    }
+
+    /// The same with these sockets of the node served (`--socket-lb`).
+    pub(crate) fn with_sockets(
+        socket_lb: &'static str,
+        layout: Layout,
+        mtu: u32,
+        args: &[&str],
+    ) -> Self {
         let testbed = Testbed::new(layout).unwrap();
         testbed.add_remote_node(layout, mtu).unwrap();
         let client = testbed.machine("client", 20).unwrap();
@@ -342,7 +359,7 @@ impl World {
             write(&testbed, &service);
         }
         let args = arguments(args);
-        let daemon = beeline(&testbed).run(&args).unwrap();
+        let daemon = beeline(&testbed).socket_lb(socket_lb).run(&args).unwrap();
         Self {
             daemon,
             servers,
@@ -351,6 +368,7 @@ impl World {
             local,
             far,
             host,
+            socket_lb,
             args,
             testbed,
         }
@@ -373,12 +391,32 @@ impl World {
 
     /// Starts `beeline run` again, after it has ended, with the same arguments.
     pub(crate) fn start_again(&mut self) {
-        self.daemon = beeline(&self.testbed).run(&self.args).unwrap();
+        self.daemon = self.beeline().run(&self.args).unwrap();
+    }
+
+    /// The same, but does not wait until it is ready.
+    pub(crate) fn launch(&mut self) {
+        self.daemon = self.beeline().start(&self.args).unwrap();
+    }
+
+    /// Ends `beeline run` as `end` does, and starts another with the same arguments.
+    pub(crate) fn replace_daemon(
+        &mut self,
+        end: impl FnOnce(&Daemon),
+        other: impl FnOnce(Beeline<'_>) -> Beeline<'_>,
+    ) {
+        end(&self.daemon);
+        self.daemon = other(beeline(&self.testbed)).run(&self.args).unwrap();
+    }
+
+    /// The arguments that `beeline run` has.
+    pub(crate) fn args(&self) -> &[String] {
+        &self.args
     }
 
     /// The `beeline` command on the node.
     pub(crate) fn beeline(&self) -> Beeline<'_> {
-        beeline(&self.testbed)
+        beeline(&self.testbed).socket_lb(self.socket_lb)
     }
 
     /// Ends `beeline run` and starts it again with these arguments.
@@ -390,7 +428,17 @@ impl World {
 
     /// Writes a Service and waits until new flows go to exactly its ready endpoints.
     pub(crate) fn apply(&self, service: &Service) {
+        self.put(service);
+        self.expect_in_force(service);
+    }
+
+    /// Writes a Service, whether or not anybody reads it.
+    pub(crate) fn put(&self, service: &Service) {
         write(&self.testbed, service);
+    }
+
+    /// Waits until new flows go to exactly a Service's ready endpoints.
+    pub(crate) fn expect_in_force(&self, service: &Service) {
         let ready = |family| {
             let ready = service.endpoints.iter().filter(|it| !it.terminating);
             let addresses = ready.map(|it| it.address(family).to_string());

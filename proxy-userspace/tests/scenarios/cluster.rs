@@ -93,6 +93,21 @@ impl Cluster {
         self.first_pass()
     }
 
+    /// The maps of a daemon that was ended, in the hands of another.
+    pub(crate) fn starting_on(maps: Maps, world: World, capacity: Capacity) -> Self {
+        let mut cluster = Self::new(capacity);
+        (cluster.maps, cluster.world) = (maps, world);
+        cluster.restart();
+        cluster
+    }
+
+    /// Ends the daemon and starts another with larger maps.
+    pub(crate) fn grow(&mut self, capacity: Capacity) {
+        self.capacity = capacity;
+        self.maps.grow(capacity);
+        self.restart();
+    }
+
     /// Brings all that is known into force and the start to its end.
     pub(crate) fn first_pass(&mut self) -> usize {
         let changes: Vec<_> = self

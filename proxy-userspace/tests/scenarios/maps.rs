@@ -114,6 +114,28 @@ pub(crate) struct Maps {
     pub(crate) n_grace_periods: usize,
     /// Whether the next writes fail, one after the other; then none does.
     pub(crate) faults: Vec<bool>,
+    pub(crate) fault: Option<Fault>,
+    /// The last write that failed for it.
+    pub(crate) failed: Option<Write>,
+}
+
+/// Writes that fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fault {
+    pub(crate) failing: Failing,
+    /// How many writes are tried before.
+    pub(crate) after: usize,
+}
+
+/// Which writes fail when the time has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Failing {
+    /// The next one.
+    One,
+    /// All that need an entry more, as if the kernel had less room than it said.
+    NewEntries,
+    /// All.
+    All,
 }
 
 impl Maps {
@@ -133,6 +155,49 @@ impl Maps {
             history: None,
             n_grace_periods: 0,
             faults: vec![],
+            fault: None,
+            failed: None,
+        }
+    }
+
+    /// Makes the maps as large as this.
+    pub(crate) fn grow(&mut self, capacity: Capacity) {
+        self.capacity = capacity;
+        self.slots.resize(capacity.slots as usize, 0);
+        let never_used = bytemuck::Zeroable::zeroed();
+        self.backends.resize(capacity.backends as usize, never_used);
+    }
+
+    fn fails(&mut self, write: &Write) -> bool {
+        let needs_entry = self.needs_entry(write);
+        let Some(fault) = &mut self.fault else {
+            return false;
+        };
+        if fault.after > 0 {
+            fault.after -= 1;
+            return false;
+        }
+        let fails = fault.failing != Failing::NewEntries || needs_entry;
+        if fails {
+            self.failed = Some(write.clone());
+        }
+        if fault.failing == Failing::One {
+            self.fault = None;
+        }
+        fails
+    }
+
+    fn needs_entry(&self, write: &Write) -> bool {
+        match write {
+            Write::Service { .. } | Write::SourceRange { .. } => true,
+            Write::Frontend { key, .. } => !self.frontends.contains_key(key),
+            Write::Address { addr, .. } => !self.addresses.contains_key(addr),
+            Write::Backend { .. }
+            | Write::Slots { .. }
+            | Write::RemoveFrontend { .. }
+            | Write::RemoveAddress { .. }
+            | Write::RemoveSourceRange { .. }
+            | Write::RemoveService { .. } => false,
         }
     }
 
@@ -166,6 +231,14 @@ impl Maps {
             .iter()
             .map(|(key, value)| (*key, self.seen(value)))
             .collect()
+    }
+
+    /// The same of one Service.
+    pub(crate) fn view_of(&self, name: &ObjectName) -> View {
+        let is_own = |text: &str| text.split(':').next() == Some(&name.to_string());
+        let mut view = self.view();
+        view.retain(|_, it| is_own(&it.service));
+        view
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -441,7 +514,7 @@ impl Target for Maps {
     type Error = Refused;
 
     fn write(&mut self, write: &Write) -> Result<(), Refused> {
-        if self.faults.pop().unwrap_or(false) {
+        if self.faults.pop().unwrap_or(false) || self.fails(write) {
             return Err(Refused);
         }
         match write {

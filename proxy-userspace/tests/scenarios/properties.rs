@@ -22,7 +22,7 @@ const SNUG: Capacity = Capacity {
     addresses: 48,
     source_ranges: 128,
 };
-const SERVICES: u8 = 4;
+pub(crate) const SERVICES: u8 = 4;
 const PORTS: [&str; 4] = ["http:80/TCP", "dns:53/UDP", ":81/TCP", "http:80/SCTP"];
 const MOVED_PORTS: [&str; 4] = ["http:8000/TCP", "dns:53/UDP", ":80/TCP", "http:80/SCTP"];
 const STATES: [&str; 4] = ["", " terminating", " unready", " leaving"];
@@ -30,7 +30,7 @@ const HINTS: [&str; 4] = ["", " zone=a", " zone=b", " zone=a node=here"];
 
 /// A Service and where its clients find it.
 #[derive(Clone, Debug)]
-struct Place {
+pub(crate) struct Place {
     index: u8,
     cluster_ips: String,
     external_ips: String,
@@ -98,7 +98,7 @@ fn event(places: BoxedStrategy<Place>) -> impl Strategy<Value = Event> {
     ]
 }
 
-fn name(index: u8) -> String {
+pub(crate) fn name(index: u8) -> String {
     format!("ns/service-{index}")
 }
 
@@ -111,7 +111,7 @@ fn endpoint() -> impl Strategy<Value = String> {
 }
 
 /// A Service with addresses of its own.
-fn own_places() -> BoxedStrategy<Place> {
+pub(crate) fn own_places() -> BoxedStrategy<Place> {
     let cluster_ips = |index: u8, choice: u8| match choice {
         0 => format!("10.96.0.{index}"),
         1 => format!("10.96.1.{index} fd00:96::{index}"),
@@ -164,7 +164,7 @@ fn shared_places() -> BoxedStrategy<Place> {
         .boxed()
 }
 
-fn batches(places: BoxedStrategy<Place>) -> impl Strategy<Value = Vec<Vec<Event>>> {
+pub(crate) fn batches(places: BoxedStrategy<Place>) -> impl Strategy<Value = Vec<Vec<Event>>> {
     vec(vec(event(places), 1..6), 1..12)
 }
 
@@ -224,7 +224,7 @@ fn apply_watched(cluster: &mut Cluster, batch: Vec<Event>) -> Vec<Maps> {
 }
 
 /// Nobody ever sees anything but one of these views, frontend by frontend.
-fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &[View]) {
+pub(crate) fn assert_only(history: &[Maps], allowed: [&View; 2], desired: &[View]) {
     for (step, maps) in history.iter().enumerate() {
         let view = maps.view();
         let keys = allowed
@@ -346,7 +346,7 @@ proptest! {
                 let desired = cluster.desired_of(&name);
                 let known = versions.entry(name.clone()).or_insert_with(|| vec![View::new()]);
                 known.push(desired.clone());
-                let seen = of_service(&cluster.maps.view(), &name);
+                let seen = cluster.maps.view_of(&name);
                 prop_assert!(known.contains(&seen), "{} has {:?}", name, seen);
                 let subject = format!("Service {name}");
                 let problems = cluster.sync.problems();
@@ -386,7 +386,7 @@ proptest! {
     }
 }
 
-fn small_capacity() -> impl Strategy<Value = Capacity> {
+pub(crate) fn small_capacity() -> impl Strategy<Value = Capacity> {
     let sizes = (
         1_u32..12,
         1_u32..40,
@@ -405,14 +405,6 @@ fn small_capacity() -> impl Strategy<Value = Capacity> {
             source_ranges,
         },
     )
-}
-
-fn of_service(view: &View, name: &ObjectName) -> View {
-    let is_own = |text: &str| text.split(':').next() == Some(&name.to_string());
-    view.iter()
-        .filter(|(_, it)| is_own(&it.service))
-        .map(|(k, v)| (*k, v.clone()))
-        .collect()
 }
 
 fn assert_owners(cluster: &Cluster, before: &View, after: &View) {

@@ -2,14 +2,14 @@
 //!
 //! It knows Services, EndpointSlices, Nodes, Pods, ServiceCIDRs and Events, with resource versions,
 //! pages, label and field selectors, bookmarks, and 410 Gone for versions that it has forgotten.
-//! Objects are changed through its methods or with POST, PUT and DELETE, and it misbehaves on
-//! demand. Objects are not validated: tests also want malformed ones.
+//! Objects are changed through its methods or with POST, PUT, PATCH and DELETE, and it misbehaves
+//! on demand. Objects are not validated: tests also want malformed ones.
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -29,10 +29,11 @@ use tokio::task::JoinHandle;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The kinds that are served: path segment, group and version, kind.
-const KINDS: [(&str, &str, &str); 6] = [
+const KINDS: [(&str, &str, &str); 7] = [
     ("services", "v1", "Service"),
     ("nodes", "v1", "Node"),
     ("events", "v1", "Event"),
+    ("events", "events.k8s.io/v1", "Event"),
     ("pods", "v1", "Pod"),
     ("endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     ("servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
@@ -43,6 +44,8 @@ const KINDS: [(&str, &str, &str); 6] = [
 pub(crate) enum Verb {
     List,
     Watch,
+    /// POST
+    Create,
 }
 
 /// How a request goes wrong.
@@ -50,6 +53,8 @@ pub(crate) enum Verb {
 pub(crate) enum Failure {
     /// It is answered with this HTTP status.
     Status(u16),
+    /// It is answered with status 429, and that this many seconds are to pass.
+    Busy(u64),
     /// It is answered with status 200 and this.
     Body(String),
     /// The connection is cut instead of an answer.
@@ -72,14 +77,14 @@ pub(crate) struct ApiServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     listener: Option<JoinHandle<()>>,
+    /// Moves on to cut all connections.
+    cut: watch::Sender<()>,
 }
 
 struct Shared {
     state: Mutex<State>,
     /// Moves on with every change of the state and every request.
     changed: watch::Sender<()>,
-    /// Moves on to cut all connections.
-    cut: watch::Sender<()>,
 }
 
 struct State {
@@ -96,6 +101,12 @@ struct State {
     requests: Vec<String>,
     /// The watches that are open, by path segment.
     watches: Vec<String>,
+    /// How many watches have been opened.
+    n_opened: usize,
+    /// Watches that say nothing more: path segment, and which they are at most.
+    silent: Vec<(String, usize)>,
+    /// The bearer token that requests must have, if any.
+    token: Option<String>,
 }
 
 /// Something that watches are told.
@@ -125,7 +136,6 @@ impl ApiServer {
 
     /// Starts one at `address`.
     pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
         let state = State {
             version: 100,
             forgotten: 0,
@@ -136,18 +146,38 @@ impl ApiServer {
             failures: Vec::new(),
             requests: Vec::new(),
             watches: Vec::new(),
+            n_opened: 0,
+            silent: Vec::new(),
+            token: None,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: watch::Sender::new(()),
-            cut: watch::Sender::new(()),
         });
+        Self::serve(address, shared).await
+    }
+
+    /// Starts another one of the same cluster.
+    pub(crate) async fn twin(&self) -> Self {
+        self.twin_at(self.address.ip()).await
+    }
+
+    /// Starts another one of the same cluster at another address.
+    pub(crate) async fn twin_at(&self, ip: IpAddr) -> Self {
+        let shared = Arc::clone(&self.shared);
+        Self::serve(SocketAddr::new(ip, 0), shared).await.unwrap()
+    }
+
+    async fn serve(address: SocketAddr, shared: Arc<Shared>) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let listener = Some(tokio::spawn(accept(listener, Arc::clone(&shared))));
+        let cut = watch::Sender::new(());
+        let accept = accept(listener, Arc::clone(&shared), cut.clone());
         Ok(Self {
             address,
             shared,
-            listener,
+            listener: Some(tokio::spawn(accept)),
+            cut,
         })
     }
 
@@ -225,9 +255,36 @@ impl ApiServer {
             .push((resource.into(), verb, times, failure));
     }
 
+    /// Has the watches of this resource that are open say nothing more, as if all was well.
+    pub(crate) fn silence(&self, resource: &str) {
+        let mut state = self.shared.state();
+        let last = state.n_opened;
+        state.silent.push((resource.to_owned(), last));
+    }
+
+    /// Has requests need this bearer token from now on; watches that are open go on.
+    pub(crate) fn require_token(&self, token: &str) {
+        self.shared.state().token = Some(token.to_owned());
+    }
+
+    /// The objects of this resource as they are now.
+    pub(crate) fn objects(&self, resource: &str) -> Vec<Value> {
+        let state = self.shared.state();
+        let objects = state.objects.iter().filter(|(key, _)| key.0 == resource);
+        objects.map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Waits until there are as many objects of this resource.
+    pub(crate) async fn holds(&self, resource: &str, count: usize) {
+        self.until(&format!("{count} {resource}"), |state| {
+            state.objects.keys().filter(|key| key.0 == resource).count() == count
+        })
+        .await;
+    }
+
     /// Cuts all connections.
     pub(crate) fn cut(&self) {
-        self.shared.cut.send_replace(());
+        self.cut.send_replace(());
     }
 
     /// Cuts all connections and refuses new ones.
@@ -242,10 +299,11 @@ impl ApiServer {
     /// Accepts connections again.
     pub(crate) async fn up(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
-        self.listener = Some(tokio::spawn(accept(listener, Arc::clone(&self.shared))));
+        let accept = accept(listener, Arc::clone(&self.shared), self.cut.clone());
+        self.listener = Some(tokio::spawn(accept));
     }
 
-    /// All requests so far: method, path and decoded query.
+    /// All requests so far: LIST, WATCH or the method, path and decoded query.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.shared.state().requests.clone()
     }
@@ -362,10 +420,10 @@ fn key(resource: &str, metadata: &Value) -> (String, String, String) {
     (resource.into(), text("namespace"), text("name"))
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, cut: watch::Sender<()>) {
     while let Ok((connection, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
-        let mut cut = shared.cut.subscribe();
+        let mut cut = cut.subscribe();
         tokio::spawn(async move {
             let service = service_fn(move |request| respond(request, Arc::clone(&shared)));
             let connection = hyper::server::conn::http1::Builder::new()
@@ -387,6 +445,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answ
     let path = request.uri().path().to_owned();
     let mut query = Query::of(request.uri().query().unwrap_or_default());
     query.note_form(&request);
+    let token = request.headers().get("authorization").cloned();
     let body = request
         .into_body()
         .collect()
@@ -396,19 +455,30 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answ
     let Some(place) = Place::of(&path) else {
         return Ok(status(404, "no such path"));
     };
-    let verb = if query.get("watch") == "true" {
-        Verb::Watch
-    } else {
-        Verb::List
+    let (verb, word) = match (query.get("watch"), &place.name) {
+        ("true", _) => (Verb::Watch, "WATCH"),
+        (_, None) if method == Method::GET => (Verb::List, "LIST"),
+        _ if method == Method::POST => (Verb::Create, "POST"),
+        _ => (Verb::List, method.as_str()),
     };
-    let failure = {
+    let (failure, is_known) = {
         let mut state = shared.state();
-        state.requests.push(format!("{method} {path} {query}"));
-        state.failure(&place.resource, verb)
+        state.requests.push(format!("{word} {path} {query}"));
+        let wanted = state.token.as_ref().map(|token| format!("Bearer {token}"));
+        let is_known = wanted.is_none_or(|wanted| token.is_some_and(|it| it == wanted));
+        (state.failure(&place.resource, verb), is_known)
     };
     shared.changed.send_replace(());
+    if !is_known {
+        return Ok(status(401, "Unauthorized"));
+    }
     match failure {
         Some(Failure::Status(code)) => return Ok(status(code, "as the test wants it")),
+        Some(Failure::Busy(seconds)) => {
+            let mut answer = status(429, "too many requests");
+            answer.headers_mut().insert("retry-after", seconds.into());
+            return Ok(answer);
+        }
         Some(Failure::Body(body)) => return Ok(answer(200, body)),
         Some(Failure::Cut) => return Err(io::ErrorKind::ConnectionAborted.into()),
         Some(Failure::Late(delay)) => tokio::time::sleep(delay).await,
@@ -429,6 +499,10 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answ
             Ok(object) => write(&shared, &place, object),
             Err(error) => status(400, &error.to_string()),
         },
+        (Method::PATCH, Some(name)) => match serde_json::from_slice(&body) {
+            Ok(patch) => merge(&shared, &place, name, &patch),
+            Err(error) => status(400, &error.to_string()),
+        },
         (Method::DELETE, Some(name)) => {
             found(shared.delete(&place.resource, &place.namespace, name))
         }
@@ -443,8 +517,32 @@ fn write(shared: &Shared, place: &Place, mut object: Value) -> Answer {
     if !place.namespace.is_empty() {
         object["metadata"]["namespace"] = place.namespace.clone().into();
     }
+    let key = key(&place.resource, &object["metadata"]);
+    if place.name.is_none() && shared.state().objects.contains_key(&key) {
+        return status(409, "already exists");
+    }
     let version = shared.apply(&place.resource, object.clone());
     object["metadata"]["resourceVersion"] = version.to_string().into();
+    answer(200, object.to_string())
+}
+
+/// Merges fields of an object, two levels deep at most.
+fn merge(shared: &Shared, place: &Place, name: &str, patch: &Value) -> Answer {
+    let key = (
+        place.resource.clone(),
+        place.namespace.clone(),
+        name.to_owned(),
+    );
+    let Some(mut object) = shared.state().objects.get(&key).cloned() else {
+        return status(404, "not found");
+    };
+    for (field, value) in patch.as_object().into_iter().flatten() {
+        match (object[field].as_object_mut(), value.as_object()) {
+            (Some(old), Some(new)) => old.extend(new.clone()),
+            _ => object[field] = value.clone(),
+        }
+    }
+    shared.apply(&place.resource, object.clone());
     answer(200, object.to_string())
 }
 
@@ -493,6 +591,10 @@ fn list(shared: &Shared, place: &Place, query: &Query) -> Answer {
         Err(message) => return status(400, &message),
     };
     let mut state = shared.state();
+    let wanted = query.get("resourceVersion").parse().unwrap_or(0);
+    if wanted > state.version {
+        return status(504, "Too large resource version");
+    }
     let token = query.get("continue");
     let (version, mut items) = if token.is_empty() {
         let objects = state
@@ -589,13 +691,28 @@ fn event(kind: &str, object: &Value) -> String {
 struct Open {
     shared: Arc<Shared>,
     resource: String,
+    number: usize,
 }
 
 impl Open {
     fn new(shared: Arc<Shared>, resource: String) -> Self {
-        shared.state().watches.push(resource.clone());
+        let mut state = shared.state();
+        state.watches.push(resource.clone());
+        state.n_opened += 1;
+        let number = state.n_opened;
+        drop(state);
         shared.changed.send_replace(());
-        Self { shared, resource }
+        Self {
+            shared,
+            resource,
+            number,
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        let state = self.shared.state();
+        let mut silent = state.silent.iter();
+        silent.any(|(resource, last)| *resource == self.resource && self.number <= *last)
     }
 }
 
@@ -626,6 +743,9 @@ impl Watch {
     fn lines(self) -> impl Stream<Item = String> + Send + Sync {
         stream::unfold(self, |mut watch| async {
             loop {
+                if watch.open.is_silent() {
+                    return std::future::pending().await;
+                }
                 let entry = watch.open.shared.state().log.get(watch.next).cloned();
                 match entry {
                     Some(entry) => {

@@ -19,6 +19,12 @@ impl Events {
         (sender, Self(receiver))
     }
 
+    /// One that nobody has to wait for.
+    pub(crate) fn wide_channel() -> (mpsc::Sender<Event>, Self) {
+        let (sender, receiver) = mpsc::channel(10_000);
+        (sender, Self(receiver))
+    }
+
     /// The next event.
     pub(crate) async fn next(&mut self) -> String {
         match tokio::time::timeout(PATIENCE, self.0.recv()).await {

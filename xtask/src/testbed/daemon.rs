@@ -1,4 +1,4 @@
-//! `beeline run` on a testbed's node.
+//! `beeline run` on a testbed's nodes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::Testbed;
 use super::namespace::in_namespace;
 use super::traces::{self, SharedChild};
+use super::{Node, Testbed};
 
 /// How long the daemon may take until it has programmed all Services.
 const READY: Duration = Duration::from_secs(300);
@@ -23,11 +23,13 @@ const LOG_TAIL: usize = 40;
 #[derive(Clone, Debug)]
 pub struct Beeline<'a> {
     testbed: &'a Testbed,
+    node: &'a Node,
     binary: PathBuf,
     source: Vec<OsString>,
     node_name: String,
     socket_lb: &'static str,
     cgroup: Option<PathBuf>,
+    variable: Option<(&'static str, String)>,
 }
 
 impl<'a> Beeline<'a> {
@@ -36,13 +38,27 @@ impl<'a> Beeline<'a> {
     pub fn new(testbed: &'a Testbed, binary: impl Into<PathBuf>) -> Self {
         let binary = std::env::var_os("BEELINE_BIN").map_or_else(|| binary.into(), PathBuf::from);
         let source = manifests(testbed.manifests());
+        let node = testbed.node();
         Self {
             testbed,
+            node,
             binary,
             source,
-            node_name: super::NODE_NAME.to_owned(),
+            node_name: node.name().to_owned(),
             socket_lb: "off",
             cgroup: Some(testbed.cgroup().to_owned()),
+            variable: None,
+        }
+    }
+
+    /// The same on another node of the testbed.
+    #[must_use]
+    pub fn on(self, node: &'a Node) -> Self {
+        Self {
+            node,
+            node_name: node.name().to_owned(),
+            cgroup: Some(node.namespace.cgroup().to_owned()),
+            ..self
         }
     }
 
@@ -60,6 +76,24 @@ impl<'a> Beeline<'a> {
     pub fn in_cgroup(self, folder: impl Into<Option<PathBuf>>) -> Self {
         Self {
             cgroup: folder.into(),
+            ..self
+        }
+    }
+
+    /// Takes another command.
+    #[must_use]
+    pub fn with_binary(self, binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            ..self
+        }
+    }
+
+    /// Sets a variable of the daemon's environment.
+    #[must_use]
+    pub fn with_variable(self, name: &'static str, value: &str) -> Self {
+        Self {
+            variable: Some((name, value.to_owned())),
             ..self
         }
     }
@@ -102,15 +136,15 @@ impl<'a> Beeline<'a> {
         &self.binary
     }
 
-    /// A call with these arguments, with the testbed's bpffs and state folder.
+    /// A call with these arguments, with the node's bpffs and state folder.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .args(args)
-            .args([OsStr::new("--bpffs"), self.testbed.bpffs().as_os_str()])
+            .args([OsStr::new("--bpffs"), self.node.bpffs().as_os_str()])
             .args([
                 OsStr::new("--state-dir"),
-                self.testbed.state_folder().as_os_str(),
+                self.node.state_folder().as_os_str(),
             ])
             .env("NO_COLOR", "1")
             .stdin(Stdio::null());
@@ -123,7 +157,7 @@ impl<'a> Beeline<'a> {
     /// The command cannot be started.
     pub fn call<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
         let mut command = self.command(args);
-        in_namespace(&self.testbed.node().namespace, || command.output())
+        in_namespace(&self.node.namespace, || command.output())
             .with_context(|| format!("start {}", self.binary.display()))
     }
 
@@ -168,7 +202,7 @@ impl<'a> Beeline<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Daemon> {
-        let status = self.testbed.state_folder().join("status.json");
+        let status = self.node.state_folder().join("status.json");
         if status.exists() {
             // What an earlier daemon said there is no sign of readiness.
             std::fs::remove_file(&status).context("remove the old status")?;
@@ -183,10 +217,11 @@ impl<'a> Beeline<'a> {
             .args(["--node-name", &self.node_name])
             .args(self.socket_args())
             .args(args)
+            .envs(self.variable.iter().map(|(name, value)| (name, value)))
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file);
         let mut making = traces::making();
-        let child = in_namespace(&self.testbed.node().namespace, || command.spawn())
+        let child = in_namespace(&self.node.namespace, || command.spawn())
             .with_context(|| format!("start {}", self.binary.display()))?;
         let child = making.child(self.testbed.id(), child);
         Ok(Daemon { child, log, status })
@@ -214,6 +249,22 @@ impl Daemon {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .id()
+    }
+
+    /// Whether it has ended, and how; waits for it at most so long.
+    pub fn ended(&self, patience: Duration) -> Option<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+            drop(child);
+            if start.elapsed() > patience {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What it has logged so far.

@@ -1,16 +1,19 @@
 //! Nodes, and pods on them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
 use proxy_common::abi::Family;
 
-use super::as_read;
 use super::cgroup::Cgroup;
 use super::device::{Offload, set_offload};
 use super::namespace::{Namespace, in_namespace};
 use super::server::{Serve, Server};
+use super::traces::Id;
+use super::{NODE_NAME, REMOTE_NODE_NAME, as_read, network_v6};
 
 /// How pods reach their node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +116,8 @@ pub struct Node {
     pub namespace: Namespace,
     layout: Layout,
     number: u8,
+    pub(super) bpffs: PathBuf,
+    state_folder: PathBuf,
     next_pod: AtomicU8,
     next_uid: AtomicU32,
 }
@@ -127,9 +132,10 @@ const ROUTED_GATEWAY_V4: &str = "169.254.1.1";
 const BRIDGE: &str = "cni0";
 
 impl Node {
-    /// Turns a namespace into node number `number` (0 to 255): forwarding, strict reverse path
-    /// filtering, and the bridge if pods share one. Its uplink is made by the testbed.
-    pub(super) fn new(namespace: Namespace, layout: Layout, number: u8) -> Result<Self> {
+    /// Turns a namespace into node number `number` (0 or 1): forwarding, strict reverse path
+    /// filtering, and the bridge if pods share one; a bpffs and a folder for a daemon. Its uplink
+    /// is made by the testbed.
+    pub(super) fn new(namespace: Namespace, layout: Layout, id: &Id, number: u8) -> Result<Self> {
         forward(&namespace)?;
         namespace.set("net/ipv4/conf/all/rp_filter", "1")?;
         namespace.set("net/ipv4/conf/default/rp_filter", "1")?;
@@ -137,9 +143,12 @@ impl Node {
             namespace,
             layout,
             number,
+            bpffs: id.bpffs(number),
+            state_folder: id.folder().join(format!("state-{number}")),
             next_pod: AtomicU8::new(101),
             next_uid: AtomicU32::new(0),
         };
+        node.make_folders()?;
         if layout == Layout::Bridge {
             node.namespace.ip([
                 // With snooping, neighbour discovery would wait for a multicast querier.
@@ -150,6 +159,48 @@ impl Node {
             ])?;
         }
         Ok(node)
+    }
+
+    fn make_folders(&self) -> Result<()> {
+        for folder in [&self.bpffs, &self.state_folder] {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("create folder {}", folder.display()))?;
+        }
+        let (at, kind) = (&self.bpffs, Some("bpf"));
+        mount(kind, at, kind, MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount bpffs at {}", at.display()))
+    }
+
+    /// Its name, as EndpointSlices have it.
+    pub fn name(&self) -> &'static str {
+        match self.number {
+            0 => NODE_NAME,
+            _ => REMOTE_NODE_NAME,
+        }
+    }
+
+    /// Its address of a family towards the outside router.
+    pub fn address(&self, family: Family) -> IpAddr {
+        let net = self.network();
+        match family {
+            Family::Ipv4 => Ipv4Addr::new(172, net, 0, 2).into(),
+            Family::Ipv6 => network_v6(net, 2).into(),
+        }
+    }
+
+    /// A byte of the addresses between it and the outside router.
+    pub(super) fn network(&self) -> u8 {
+        18 + self.number
+    }
+
+    /// Its bpffs.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Its daemon's state folder.
+    pub fn state_folder(&self) -> &Path {
+        &self.state_folder
     }
 
     /// The range of its pods' IPv4 addresses.

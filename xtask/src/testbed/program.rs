@@ -79,6 +79,11 @@ impl Testbed {
 }
 
 impl Program {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.group.as_raw().cast_unsigned()
+    }
+
     /// What it has written so far to its output and its error output.
     pub fn said(&self) -> String {
         let bytes = std::fs::read(&self.output).unwrap_or_default();

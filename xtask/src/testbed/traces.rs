@@ -55,9 +55,9 @@ impl Id {
         std::env::temp_dir().join(self.to_string())
     }
 
-    /// Where its bpffs is mounted.
-    pub(super) fn bpffs(&self) -> PathBuf {
-        self.folder().join("bpf")
+    /// Where the bpffs of node number `node` is mounted.
+    pub(super) fn bpffs(&self, node: u8) -> PathBuf {
+        self.folder().join(["bpf", "bpf-1"][usize::from(node)])
     }
 
     /// The full name of a namespace.
@@ -211,8 +211,10 @@ fn remove_files_and_namespaces(id: &Id) {
 
 fn remove_files(id: &Id) -> std::io::Result<()> {
     cgroup::remove(id)?;
-    let bpffs = id.bpffs();
-    if bpffs.exists() {
+    for bpffs in [0, 1].map(|node| id.bpffs(node)) {
+        if !bpffs.exists() {
+            continue;
+        }
         match umount2(&bpffs, MntFlags::MNT_DETACH) {
             // It was not mounted yet.
             Ok(()) | Err(Errno::EINVAL) => {}

@@ -21,7 +21,7 @@ const INIT: &str = include_str!("init.sh");
 
 /// Tools that busybox has too, but not well enough, and those of
 /// [`TEST_PACKAGES`](crate::setup::TEST_PACKAGES).
-const TOOLS: [&str; 10] = [
+const TOOLS: [&str; 11] = [
     "ip",
     "tc",
     "ethtool",
@@ -29,6 +29,7 @@ const TOOLS: [&str; 10] = [
     "dig",
     "dnsmasq",
     "iperf3",
+    "nft",
     "nc.openbsd",
     "redis-check-rdb",
     "redis-cli",

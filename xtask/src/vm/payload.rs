@@ -2,18 +2,20 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::image::{self, Stage};
 use super::report;
-use crate::process;
+use crate::{build, process};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PACKAGE: &str = "proxy-userspace";
 const TESTS: &str = "kernel";
 const COMMAND: &str = "beeline";
+const NEXT: &str = "beeline-next";
 
 /// An archive with the executables and the script that runs them.
 #[derive(Debug)]
@@ -39,6 +41,9 @@ impl Payload {
             image::require_static(&program)?;
             stage.add_file(&program, Path::new("usr/bin").join(guest_name(name)))?;
         }
+        let next = executable(&cargo_build_next(work)?, COMMAND)
+            .with_context(|| format!("cargo built no executable {NEXT}"))?;
+        stage.add_file(&next, Path::new("usr/bin").join(NEXT))?;
         stage.add_script("payload", &script(&nonce, arguments))?;
 
         let archive = work.join("payload");
@@ -59,17 +64,31 @@ impl Payload {
 
 /// Builds the tests and, with them, the package's command; returns cargo's messages.
 fn cargo_test_no_run(work: &Path) -> Result<String> {
-    process::stdout(
-        process::cargo()
-            .args(["test", "--no-run", "--package", PACKAGE, "--test", TESTS])
-            .args(["--message-format", "json-render-diagnostics"])
-            // An explicit target keeps build scripts and procedural macros dynamic.
-            .args(["--target", TARGET, "--target-dir"])
-            .arg(work)
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-            // The executables live in the machine's memory; most of their size is line tables.
-            .env("CARGO_PROFILE_DEV_STRIP", "debuginfo"),
-    )
+    let mut cargo = process::cargo();
+    cargo.args(["test", "--no-run", "--package", PACKAGE, "--test", TESTS]);
+    process::stdout(statically(&mut cargo, work))
+}
+
+/// Builds the command whose maps have another layout; returns cargo's messages.
+fn cargo_build_next(work: &Path) -> Result<String> {
+    let object = build::next_kernel_programs()?;
+    let mut cargo = process::cargo();
+    cargo
+        .args(["build", "--package", PACKAGE, "--bin", COMMAND])
+        .args(build::NEXT_LAYOUT)
+        .env("BEELINE_BPF_OBJECT", object);
+    process::stdout(statically(&mut cargo, work))
+}
+
+fn statically<'a>(cargo: &'a mut Command, work: &Path) -> &'a mut Command {
+    cargo
+        .args(["--message-format", "json-render-diagnostics"])
+        // An explicit target keeps build scripts and procedural macros dynamic.
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(work)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        // The executables live in the machine's memory; most of their size is line tables.
+        .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
 }
 
 /// Finds the executable of a target in cargo's JSON messages.
@@ -107,7 +126,7 @@ fn script(nonce: &str, arguments: &[String]) -> String {
     format!(
         "#!/bin/sh\n\
          echo '{start}'\n\
-         export BEELINE_BIN=/bin/{COMMAND} RUST_BACKTRACE=1\n\
+         export BEELINE_BIN=/bin/{COMMAND} BEELINE_NEXT=/bin/{NEXT} RUST_BACKTRACE=1\n\
          cd /tmp\n\
          {tests}\n\
          echo \"{end} $?\"\n",

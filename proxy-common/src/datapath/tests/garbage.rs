@@ -204,6 +204,58 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Of a node that hands its traffic back. Whoever has no record is left alone, and no record
+    /// is made.
+    #[test]
+    fn handed_back_nothing_without_a_record_is_touched(
+        (protocol, ends, frames) in conversation(),
+        client in client_hook(),
+        hook in select(Hook::ALL.to_vec()),
+        has_flow: bool,
+        has_backend: bool,
+        flags in select(vec![
+            SettingsFlags::NONE,
+            SettingsFlags::ADOPT_MID_FLOW,
+            SettingsFlags::KEEP_GONE,
+        ]),
+        seed in select(SEEDS.to_vec()),
+        faults in prop::collection::vec(fault(), 0..4),
+    ) {
+        let mut memory = ends.serving(protocol);
+        place(&mut memory, client, &[ends.client.ip()]);
+        let all = ["0.0.0.0/0", "::/0"].map(|net| (network(net), NetworkFlags::SERVICES));
+        memory.networks.extend(all);
+        if has_flow {
+            let opening = Seed::Opening.bytes(&ends, ends.client, &frames);
+            prop_assert!(matches!(send(client, opening, &memory).0, Verdict::Rewrite(_)));
+        }
+        if !has_backend {
+            memory.point(ends.frontend, protocol, &[]);
+            memory.remove_backends_at(ends.backend.ip());
+        }
+        let given = SettingsFlags::SERVICE_CIDRS.union(SettingsFlags::HANDED_BACK);
+        memory.settings.flags = given.union(flags);
+        let seen_as = seen_as(&memory).unwrap_or(ends.client);
+        let mut bytes = seed.bytes(&ends, seen_as, &frames);
+        for fault in &faults {
+            fault.befall(&mut bytes);
+        }
+        let n_records = memory.flows.borrow().len();
+        let (verdict, after, sent) = send_on(hook, Skb::new(bytes.clone()), &memory);
+        prop_assert!(memory.flows.borrow().len() <= n_records);
+        if n_records == 0 {
+            prop_assert!(matches!(verdict, Verdict::Pass(_)), "{verdict:?}");
+        }
+        if let Verdict::Pass(_) = verdict {
+            prop_assert_eq!(after, bytes);
+            prop_assert_eq!(sent, Sent::Stack);
+        }
+    }
+}
+
 /// Every byte of the headers of every kind of packet takes every value.
 #[test]
 fn any_header_byte_may_have_any_value() {

@@ -177,13 +177,49 @@ fn without_endpoints_a_socket_is_told_at_once() {
     assert_eq!(connect(&memory, &tcp(SERVICE)), Answer::Refuse);
     assert_eq!(connect(&memory, &udp(SERVICE)), Answer::Refuse);
     assert_eq!(send(&memory, &udp(SERVICE)), Answer::Refuse);
-    let refused: u64 = memory.counters.borrow().values().map(|it| it.refused).sum();
+    let refused: u64 = memory
+        .counters
+        .borrow()
+        .values()
+        .map(|it| it.n_refused())
+        .sum();
     assert_eq!(refused, 3);
     // Rule R15.
     assert_eq!(connect(&memory, &tcp("10.96.0.1:81")), Answer::Refuse);
     assert_eq!(send(&memory, &udp("10.96.0.1:81")), Answer::Refuse);
     // As getaddrinfo() does to sort what it has found (RFC 6724).
     assert_eq!(connect(&memory, &udp("10.96.0.1:0")), BY_PACKET);
+}
+
+#[test]
+fn handed_back_sockets_are_left_alone_but_correspondences_go_on() {
+    const HANDED_BACK: Answer = Answer::Leave(Pass::HandedBack);
+    let mut memory = node(&[ONE]);
+    let other = by_pod(Protocol::Udp, 2, SERVICE);
+    assert_eq!(connect(&memory, &tcp(SERVICE)), connected(ONE));
+    assert_eq!(send(&memory, &other), sent(ONE));
+    memory.settings.flags = SettingsFlags::HANDED_BACK;
+    assert_eq!(peer(&memory, 1, at(ONE)), Some(at(SERVICE)));
+    assert_eq!(receive(&memory, 2, false, at(ONE)), Some(at(SERVICE)));
+    assert_eq!(send(&memory, &other), sent(ONE));
+    for dial in [
+        by_pod(Protocol::Tcp, 3, SERVICE),
+        by_pod(Protocol::Udp, 3, SERVICE),
+        by_node(by_pod(Protocol::Tcp, 3, SERVICE)),
+        by_pod(Protocol::Tcp, 3, "10.96.0.1:81"),
+    ] {
+        assert_eq!(connect(&memory, &dial), HANDED_BACK, "{dial:?}");
+    }
+    assert_eq!(send(&memory, &udp(SERVICE)), HANDED_BACK);
+    assert_eq!(connect(&memory, &tcp(ONE)), NO_SERVICE);
+    // It was connected before.
+    assert_eq!(connect(&memory, &tcp(SERVICE)), HANDED_BACK);
+    assert_eq!(peer(&memory, 1, at(ONE)), None);
+    memory.remove_backends_at("10.244.1.1".parse().unwrap());
+    assert_eq!(send(&memory, &other), HANDED_BACK);
+    memory.point(SERVICE.parse().unwrap(), Protocol::Tcp, &[]);
+    let dial = by_pod(Protocol::Tcp, 4, SERVICE);
+    assert_eq!(connect(&memory, &dial), HANDED_BACK);
 }
 
 #[test]
@@ -292,8 +328,9 @@ fn a_socket_of_the_node_that_cannot_reach_a_pod_is_left_to_packets() {
 fn a_table_without_room_leaves_sockets_to_packets() {
     let mut memory = node(&[ONE]);
     memory.sockets.is_full = true;
-    assert_eq!(connect(&memory, &tcp(SERVICE)), BY_PACKET);
-    assert_eq!(send(&memory, &udp(SERVICE)), BY_PACKET);
+    let full = Answer::Leave(Pass::SocketsFull);
+    assert_eq!(connect(&memory, &tcp(SERVICE)), full);
+    assert_eq!(send(&memory, &udp(SERVICE)), full);
 }
 
 #[test]

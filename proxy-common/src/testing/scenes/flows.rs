@@ -140,7 +140,7 @@ fn counted(stage: Stage, protocol: Protocol) -> Scene {
         packets: 3,
         bytes,
         flows: 1,
-        refused: 0,
+        refused: [0; 6],
     };
     Scene::new(
         format!(

@@ -9,7 +9,9 @@ use super::stage::{
     ACK, FIN_ACK, FORWARD, HAIRPIN_FORWARD, NEW_FLOW, NO_SERVICE, PROTOCOLS, REVERSE,
     SCTP_FRAGMENT, SECOND, STAGES, SYN, SYN_ACK, Stage, V4, V6, all_in, host, ip, with_port,
 };
-use crate::abi::{Addr, Drop, FlowState, FrontendFlags, Pass, Protocol, SettingsFlags, Verdict};
+use crate::abi::{
+    Addr, Drop, FlowState, FrontendFlags, Pass, Protocol, RefusalReason, SettingsFlags, Verdict,
+};
 use crate::datapath::Hook;
 use crate::testing::{Extension, Frame, Memory, Scene, Sent};
 
@@ -150,7 +152,7 @@ fn there_and_back(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
             assert_eq!(memory.flows.borrow().len(), 2);
             let counters = memory.counters.borrow()[&1];
             assert_eq!(
-                (counters.packets, counters.flows, counters.refused),
+                (counters.packets, counters.flows, counters.n_refused()),
                 (4, 1, 0)
             );
         })
@@ -236,7 +238,8 @@ fn no_address(stage: Stage, protocol: Protocol) -> Scene {
         .vanishes(&flow.opening(), NO_ROUTE)
         .check(|memory| {
             assert!(memory.flows.borrow().is_empty());
-            assert_eq!(memory.counters.borrow()[&1].refused, 1);
+            let refused = memory.counters.borrow()[&1].refused;
+            assert_eq!(refused[RefusalReason::Other as usize], 1);
         })
 }
 

@@ -126,8 +126,20 @@ pub fn attach(
 /// # Errors
 /// If a pin cannot be removed.
 pub fn detach(pins: &Pins) -> Result<usize, LinkError> {
+    detach_at(pins, SocketHook::ALL.into_iter().rev())
+}
+
+/// Takes those off that point sockets at backends when they connect; says how many there were.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn detach_connect(pins: &Pins) -> Result<usize, LinkError> {
+    detach_at(pins, [SocketHook::Connect6, SocketHook::Connect4])
+}
+
+fn detach_at(pins: &Pins, hooks: impl IntoIterator<Item = SocketHook>) -> Result<usize, LinkError> {
     let mut n_detached = 0;
-    for hook in SocketHook::ALL.into_iter().rev() {
+    for hook in hooks {
         let _was_there = unpin(&pins.new_socket_link(hook.name()))?;
         n_detached += usize::from(unpin(&pins.socket_link(hook.name()))?);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{debug, warn};
 
 use super::Read;
@@ -14,6 +14,7 @@ use super::raw::Raw;
 use crate::model::{Event, ObjectName};
 use crate::source::ledger::{Key, Kind, Ledger, trouble};
 use crate::source::parse::{self, Strings};
+use crate::source::state::{Restart, SourceState};
 
 /// The subject of all trouble with the connection.
 const SUBJECT: &str = "API server";
@@ -30,14 +31,21 @@ pub(super) struct Feed {
     node: Arc<str>,
     events: mpsc::Sender<Event>,
     state: Mutex<State>,
+    told: watch::Sender<SourceState>,
 }
 
 impl Feed {
-    pub(super) fn new(node: Arc<str>, events: mpsc::Sender<Event>) -> Self {
+    /// `told` is told how the watches are getting on.
+    pub(super) fn new(
+        node: Arc<str>,
+        events: mpsc::Sender<Event>,
+        told: watch::Sender<SourceState>,
+    ) -> Self {
         Self {
             node,
             events,
             state: Mutex::default(),
+            told,
         }
     }
 
@@ -62,7 +70,10 @@ impl Feed {
             watcher::Event::Apply(object) => {
                 state.put(&self.node, kind, &object, read, false, &mut news);
             }
-            watcher::Event::InitDone => state.finish_list(kind, &mut news),
+            watcher::Event::InitDone => {
+                state.finish_list(kind, &mut news);
+                SourceState::listed(&self.told, kind.resource());
+            }
             watcher::Event::Delete(object) => state.delete(kind, object.meta(), &mut news),
         }
         self.send(news).await
@@ -74,6 +85,7 @@ impl Feed {
         let mut news = Vec::new();
         state.trouble.insert(kind, message);
         state.report(&mut news);
+        SourceState::connected(&self.told, kind.resource(), false);
         self.send(news).await
     }
 
@@ -83,6 +95,8 @@ impl Feed {
         let mut news = Vec::new();
         state.watch(kind).start_list();
         state.finish_list(kind, &mut news);
+        SourceState::listed(&self.told, kind.resource());
+        SourceState::connected(&self.told, kind.resource(), true);
         self.send(news).await
     }
 
@@ -91,8 +105,14 @@ impl Feed {
         let mut state = self.state.lock().await;
         let mut news = Vec::new();
         state.fine(kind, &mut news);
+        SourceState::connected(&self.told, kind.resource(), true);
         // If nobody listens any more, the next event of the watch tells.
         let (Ok(()) | Err(Closed)) = self.send(news).await;
+    }
+
+    /// Counts one more beginning of a watch.
+    pub(super) fn restarted(&self, kind: Kind, reason: Restart) {
+        SourceState::restarted(&self.told, kind.resource(), reason);
     }
 
     async fn send(&self, news: Vec<Event>) -> Result<(), Closed> {

@@ -1,7 +1,7 @@
 //! Source ranges (rules R70, R102 to R104).
 
 use super::{Comes, refusal, title};
-use crate::abi::{Drop, FrontendFlags, Protocol, SourceRangeKey, Verdict};
+use crate::abi::{Drop, FrontendFlags, Protocol, RefusalReason, SourceRangeKey, Verdict};
 use crate::datapath::Hook;
 use crate::testing::scenes::site::{KINDS, Kind, POD, UPLINK, frontend, site};
 use crate::testing::scenes::stage::{
@@ -73,7 +73,10 @@ fn source_ranges(stage: Stage, protocol: Protocol, kind: Kind) -> Scene {
         .comes(&out, SOURCE_RANGE, [])
         .seen(Hook::NodeEgress, &node, SOURCE_RANGE, [])
         .by(UPLINK)
-        .check(|memory| assert_eq!(memory.counters.borrow()[&1].refused, 2))
+        .check(|memory| {
+            let refused = memory.counters.borrow()[&1].refused;
+            assert_eq!(refused[RefusalReason::SourceRange as usize], 2);
+        })
         .change(move |memory| {
             memory.source_ranges.clear();
             let _outside = memory.source_ranges.insert(range(1, outside));
