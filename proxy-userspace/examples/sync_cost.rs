@@ -142,6 +142,7 @@ fn slice(index: u32, n_endpoints: u32, round: u32) -> Event {
         family: Family::Ipv4,
         ports: vec![port],
         endpoints: (0..n_endpoints).map(endpoint).collect(),
+        changed_at: Default::default(),
     })
 }
 

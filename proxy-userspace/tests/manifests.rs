@@ -338,6 +338,53 @@ fn mounts_are_where_the_daemon_looks() {
     }
 }
 
+/// `config.conf` and `beeline.yaml` in a folder, as the ConfigMap is mounted.
+fn mounted_config() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config: ConfigMap = only(&base());
+    for (name, text) in config.data.unwrap() {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn the_daemon_understands_its_arguments_and_its_configuration() {
+    let folder = mounted_config();
+    let place = folder.path().to_str().unwrap();
+    let arguments = container().args.unwrap();
+    let (run, arguments) = arguments.split_first().unwrap();
+    assert_eq!(run, "run");
+    let arguments = arguments.iter().map(|argument| {
+        let argument = argument.replace("/etc/beeline", place);
+        argument.replace("$(NODE_NAME)", "node-1")
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
+    let _appended = command.arg("config").args(["-o", "json"]).args(arguments);
+    let said: Value = serde_json::from_str(&output(&mut command).unwrap()).unwrap();
+    let settings = said["settings"].as_array().unwrap();
+    let setting = |name: &str| {
+        let found = settings.iter().find(|setting| setting["setting"] == name);
+        let found = found.unwrap_or_else(|| panic!("{name}: {said:#}"));
+        (
+            found["value"].clone(),
+            found["from"].as_str().unwrap().to_owned(),
+        )
+    };
+    assert_eq!(setting("node-name").0, "node-1");
+    assert_eq!(setting("source").0, "kubernetes");
+    for (name, file) in [
+        ("healthz-bind-address", "config.conf: healthzBindAddress"),
+        ("metrics-bind-address", "config.conf: metricsBindAddress"),
+        ("nodeport-addresses", "config.conf: nodePortAddresses"),
+        ("socket-lb", "beeline.yaml: socketLb"),
+    ] {
+        let (value, from) = setting(name);
+        assert_eq!(from, format!("{place}/{file}"), "{name}: {value}");
+    }
+    assert_eq!(said["notes"], serde_json::json!([]), "{said:#}");
+}
+
 #[test]
 fn versions_are_this_one() {
     let version = env!("CARGO_PKG_VERSION");

@@ -2,6 +2,7 @@
 
 mod kubernetes;
 mod logs;
+mod metrics;
 mod oom;
 mod plan;
 mod ports;
@@ -22,6 +23,7 @@ use clap::{Args, ValueEnum};
 
 use self::kubernetes::KubernetesArgs;
 use self::logs::LogArgs;
+use self::metrics::MetricsArgs;
 pub(super) use self::plan::{Fault, complete};
 use self::replace::ReplaceArgs;
 use self::sizes::SizeArgs;
@@ -93,6 +95,8 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249", value_parser = bind::<10249>)]
     metrics_bind_address: Bind,
+    #[command(flatten)]
+    of_metrics: MetricsArgs,
     /// Whether an address that a server cannot listen on ends the daemon.
     #[arg(long)]
     bind_address_hard_fail: bool,
@@ -319,6 +323,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        metrics_max_services: args.of_metrics.max_services(),
         sync_period: args.sync_period,
         min_sync_period: args.min_sync_period,
         bind_address_hard_fail: args.bind_address_hard_fail,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use aya::util::nr_cpus;
 use proxy_common::abi::{BackendState, Frontend, Side, Verdict};
 use serde::Serialize;
 
@@ -87,6 +88,7 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
     };
     let mut reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
     reasons.extend(socket_reasons(daemon.as_ref(), &socket_programs));
+    let n_cpus = nr_cpus().unwrap_or(1);
     let fills = maps.as_ref().map(fills).transpose()?.unwrap_or_default();
     let view = View {
         healthy: reasons.is_empty(),
@@ -95,7 +97,10 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
         daemon,
         attached,
         socket_programs,
-        full: fills.iter().filter_map(crowding).collect(),
+        full: fills
+            .iter()
+            .filter_map(|fill| crowding(fill, n_cpus))
+            .collect(),
         maps: fills,
         outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
     };
@@ -264,13 +269,13 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
 }
 
 /// A map of which nine tenths are used, with what becomes of those that find no room.
-fn crowding(fill: &FillView) -> Option<Problem> {
+fn crowding(fill: &FillView, n_cpus: usize) -> Option<Problem> {
     let FillView {
         map,
         entries,
         capacity,
     } = fill;
-    if u64::from(*entries) * 10 < u64::from(*capacity) * 9 {
+    if capacity.saturating_sub(*entries) > slack(map, *capacity, n_cpus) {
         return None;
     }
     let consequence = match *map {
@@ -291,6 +296,19 @@ fn crowding(fill: &FillView) -> Option<Problem> {
             raise.unwrap_or_default()
         ),
     })
+}
+
+/// How many entries are still free when a map is crowded. Of an LRU map each CPU sets some aside:
+/// it begins to forget before they are used.
+fn slack(map: &str, capacity: u32, n_cpus: usize) -> u32 {
+    /// Of `kernel/bpf/bpf_lru_list.c`.
+    const SET_ASIDE: u32 = 128;
+    let tenth = capacity / 10;
+    if !sizes::is_lru(map) {
+        return tenth;
+    }
+    let set_aside = u32::try_from(n_cpus).map_or(u32::MAX, |n| n.saturating_mul(SET_ASIDE));
+    tenth.max(set_aside.min(capacity / 2))
 }
 
 const fn n_slots(frontend: &Frontend) -> u32 {
@@ -635,7 +653,12 @@ mod tests {
             entries,
             capacity: 1000,
         };
-        assert_eq!(crowding(&fill("FLOWS", 899)), None);
+        let crowding = |fill: &FillView| crowding(fill, 1);
+        assert_eq!(crowding(&fill("SOCKETS", 899)), None);
+        assert!(crowding(&fill("SOCKETS", 900)).is_some());
+        // 128 are set aside.
+        assert_eq!(crowding(&fill("FLOWS", 871)), None);
+        assert!(crowding(&fill("FLOWS", 872)).is_some());
         let problem = crowding(&fill("FLOWS", 900)).unwrap();
         assert_eq!(problem.subject, "map FLOWS");
         assert_eq!(

@@ -45,13 +45,15 @@ pub(super) enum Refusal {
 impl From<kube::Error> for Refusal {
     fn from(error: kube::Error) -> Self {
         let message = error.to_string();
-        match error {
-            kube::Error::Api(status) => match status.code {
-                401 | 429 | 500.. => Self::Away(message),
-                403 => Self::Forbidden(message),
-                _ => Self::Invalid(message),
-            },
-            _ => Self::Away(message),
+        let code = if let kube::Error::Api(status) = error {
+            Some(status.code)
+        } else {
+            None
+        };
+        match code {
+            None | Some(401 | 429 | 500..) => Self::Away(message),
+            Some(403) => Self::Forbidden(message),
+            Some(_) => Self::Invalid(message),
         }
     }
 }
@@ -185,7 +187,9 @@ fn now() -> Timestamp {
 
 /// The beginning of a text, of so many bytes at most.
 fn start(text: &str, most: usize) -> String {
-    text[..text.floor_char_boundary(most)].to_owned()
+    let ends = text.char_indices().map(|(at, it)| at + it.len_utf8());
+    let end = ends.take_while(|end| *end <= most).last();
+    text[..end.unwrap_or_default()].to_owned()
 }
 
 /// FNV-1a: the standard library's hashes are not the same in another process.

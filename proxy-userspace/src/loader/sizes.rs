@@ -99,6 +99,12 @@ pub fn setting(name: &str) -> Option<Setting> {
     spec.option.map(Setting)
 }
 
+/// Whether the map `name` forgets the least recently used for new ones.
+pub fn is_lru(name: &str) -> bool {
+    let spec = MAPS.iter().find(|spec| spec.name == name);
+    spec.is_some_and(|spec| spec.shape.map_type == MapType::LruHash)
+}
+
 /// Sizes that were asked for; `None`: the default.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Sizes {

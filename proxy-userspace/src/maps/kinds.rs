@@ -57,9 +57,10 @@ fn is_full(error: &MapError) -> bool {
 }
 
 fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
+    if let MapError::SyscallError(error) = error {
+        error.io_error.raw_os_error()
+    } else {
+        None
     }
 }
 

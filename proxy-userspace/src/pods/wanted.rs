@@ -230,4 +230,24 @@ mod tests {
         pods.apply(&Event::PodsKnown);
         assert_eq!(pods.outdated(&held, &wanted), [12].into());
     }
+
+    #[test]
+    fn pods_are_found_by_the_ids_of_their_cgroups() {
+        let pods = pods(&[
+            pod("shop", "web", "1", "web"),
+            pod("shop", "api", "2", "api"),
+            pod("shop", "late", "3", "web"),
+        ]);
+        let cgroups = cgroups(&[("1", 10, 1), ("2", 20, 1)]);
+        let named = |ids: &[u64]| {
+            let ids = ids.iter().copied().collect();
+            let names = pods.names_of(&cgroups, &ids);
+            names
+                .into_iter()
+                .map(ObjectName::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(named(&[10, 30]), ["shop/web"]);
+        assert_eq!(named(&[10, 20]), ["shop/api", "shop/web"]);
+    }
 }

@@ -232,17 +232,14 @@ impl Surroundings {
             .is_none_or(|held| held.devices != new.devices)
         {
             let left_out = maps.set_devices(&new.devices)?.left_out;
-            self.crowds[0] = crowd(
-                "device",
-                "DEVICES",
-                maps.devices.size(),
-                &left_out,
-                |index| {
-                    let mut devices = seen.view.local.iter();
-                    let device = devices.find(|device| device.index == *index);
-                    device.map_or_else(|| index.to_string(), |device| device.name.to_string())
-                },
-            );
+            let name = |index: &u32| {
+                let mut devices = seen.view.local.iter();
+                let device = devices.find(|device| device.index == *index);
+                device.map_or_else(|| index.to_string(), |device| device.name.to_string())
+            };
+            let size = maps.devices.size();
+            let crowd = crowd("device", "DEVICES", size, &left_out, name);
+            replace(&mut self.crowds[0], crowd);
         }
         if self.is_early(seen, &new.settings) {
             return Ok(None);
@@ -252,13 +249,9 @@ impl Surroundings {
             let _is_new = maps.set_settings(&new.settings)?;
         }
         let left_out = maps.set_networks(&new.networks)?.left_out;
-        self.crowds[1] = crowd(
-            "network",
-            "NETWORKS",
-            maps.networks.size(),
-            &left_out,
-            network,
-        );
+        let size = maps.networks.size();
+        let crowd = crowd("network", "NETWORKS", size, &left_out, network);
+        replace(&mut self.crowds[1], crowd);
         let report = sync.set_node_addresses(new.addresses.clone(), maps);
         if maps.set_settings(&new.settings)? {
             say(&new.settings);
@@ -308,6 +301,16 @@ impl Surroundings {
     }
 }
 
+/// Says a problem that is new.
+fn replace(known: &mut Option<Problem>, problem: Option<Problem>) {
+    if let Some(problem) = &problem
+        && known.as_ref() != Some(problem)
+    {
+        tracing::warn!("{}: {}", problem.subject, problem.message);
+    }
+    *known = problem;
+}
+
 /// That there is no room for these, if there are any.
 fn crowd<K>(
     noun: &str,
@@ -333,11 +336,7 @@ fn crowd<K>(
             raise.unwrap_or_default()
         ),
     };
-    if left_out.is_empty() {
-        return None;
-    }
-    tracing::warn!("{}: {}", problem.subject, problem.message);
-    Some(problem)
+    (!left_out.is_empty()).then_some(problem)
 }
 
 /// `10.0.0.0/8`.

@@ -144,9 +144,14 @@ impl fmt::Display for Shortage {
             capacity,
         } = self;
         if needed.block > free.block {
+            let entries = if needed.block == 1 {
+                "entry"
+            } else {
+                "consecutive entries"
+            };
             parts.push(format!(
-                "map SLOTS is full: {} consecutive entries needed, at most {} of {} free in one \
-                 piece; raise {}",
+                "map SLOTS is full: {} {entries} needed, at most {} of {} free in one piece; \
+                 raise {}",
                 needed.block,
                 free.block,
                 capacity.slots,
@@ -255,13 +260,23 @@ impl Sync {
 
     /// What could be made free: what rests, too, and what nothing but old flows uses.
     pub(super) fn free_in_the_end(&self) -> Room {
+        let free = self.free_and_resting();
+        let (backends, services) = self.detached.counts();
+        Room {
+            services: free.services + services,
+            backends: free.backends + backends,
+            ..free
+        }
+    }
+
+    /// What is free, or will be after a grace period.
+    pub(super) fn free_and_resting(&self) -> Room {
         let free = self.free();
         let resting = self.blocks.n_resting();
         let slots = free.slots + resting;
-        let (backends, services) = self.detached.counts();
         Room {
-            services: free.services + self.service_ids.n_resting() + services,
-            backends: free.backends + self.backend_ids.n_resting() + backends,
+            services: free.services + self.service_ids.n_resting(),
+            backends: free.backends + self.backend_ids.n_resting(),
             slots,
             // Which pieces join is not known before.
             block: if resting == 0 {

@@ -6,6 +6,7 @@ mod api_cluster;
 #[path = "../support/api_server.rs"]
 mod api_server;
 mod api_trouble;
+mod capacity;
 mod cgroups;
 mod changes;
 mod cli;
@@ -15,6 +16,7 @@ mod cluster;
 mod configuration;
 mod container;
 mod departures;
+mod endpoints;
 mod every_address;
 mod foreign_program;
 mod fragments;
