@@ -32,7 +32,11 @@ impl Fields {
                 fields.put(path, value, from);
             }
         }
-        let given = flags::FLAGS.iter().filter_map(|flag| {
+        // It is in no file.
+        let flags = flags::FLAGS
+            .iter()
+            .filter(|flag| flag.name != flags::MASTER);
+        let given = flags.filter_map(|flag| {
             let text = asked.raw(flag.name).pop()?.into_string().ok()?;
             Some((flag, flag.read(&text).ok()?))
         });

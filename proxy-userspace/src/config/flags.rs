@@ -62,7 +62,7 @@ pub(super) const SAME: [&str; 12] = [
     "pod-interface-name-prefix",
 ];
 
-/// The flag that would name the API server, were it possible.
+/// The flag that names the API server.
 pub(super) const MASTER: &str = "master";
 
 const fn flag(name: &'static str, kind: Kind, path: &'static str) -> Flag {

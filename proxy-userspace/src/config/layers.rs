@@ -61,6 +61,8 @@ struct Given {
 /// By option.
 type Layer = BTreeMap<String, Vec<Given>>;
 
+/// The option for the API server.
+const SERVER: &str = "kubernetes-server";
 /// The option whose values are of the form `STATE=TIME`: each state has a value of its own.
 const TIMEOUT: &str = "timeout";
 
@@ -70,12 +72,6 @@ impl Asked<'_> {
     /// # Errors
     /// If a file cannot be used, or kube-proxy would not take a value.
     pub fn resolve(&self) -> Result<Resolved, ConfigError> {
-        if !self.raw(flags::MASTER).is_empty() {
-            return Err(ConfigError::Flag {
-                flag: format!("--{}", flags::MASTER),
-                message: "not possible; name the API server in the kubeconfig".to_owned(),
-            });
-        }
         let file = self.path("config").map(|path| File::read(&path));
         let file = file.transpose()?;
         let mut not_counted = Vec::new();
@@ -94,6 +90,7 @@ impl Asked<'_> {
             &mut layer,
             self.of_command_line(&kube_proxy, &mut not_counted),
         );
+        self.master(&mut layer)?;
         let files = self.seen(file, own);
         let settings = self.settings(&layer);
         put_back(&mut kube_proxy, &settings);
@@ -237,6 +234,25 @@ impl Asked<'_> {
             self.ports(kube_proxy, &mut layer);
         }
         layer
+    }
+
+    /// kube-proxy's flag for the API server, which is in no file and so counts beside one.
+    fn master(&self, layer: &mut Layer) -> Result<(), ConfigError> {
+        let Some(text) = self.raw(flags::MASTER).pop().filter(|url| !url.is_empty()) else {
+            return Ok(());
+        };
+        let flag = format!("--{}", flags::MASTER);
+        if let Some(arg) = self.arg(SERVER) {
+            beeline::check(arg, &text.to_string_lossy()).map_err(|message| ConfigError::Flag {
+                flag: flag.clone(),
+                message,
+            })?;
+        }
+        if !layer.contains_key(SERVER) {
+            let given = vec![Given { text, from: flag }];
+            drop(layer.insert(SERVER.to_owned(), given));
+        }
+        Ok(())
     }
 
     /// kube-proxy's old flags for ports: 0 leaves a server out, another one is for an address that

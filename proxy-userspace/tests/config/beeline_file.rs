@@ -20,6 +20,8 @@ fn example(option: &str, value_name: &str) -> (&'static str, &'static str) {
         ("oom-score-adj", _) => ("-5", "-5"),
         ("sync-period", _) => ("1m", "1m"),
         ("min-sync-period", _) => ("2s", "2s"),
+        ("kubernetes-idle", _) => ("60s", "60s"),
+        (_, "URL") => ("[\"https://192.0.2.1:6443\"]", "https://192.0.2.1:6443"),
         (_, "BOOL") => ("true", "true"),
         (_, "N") => ("7", "7"),
         (_, "PATH") => ("[a, b]", "a,b"),
@@ -62,14 +64,22 @@ fn every_option_is_a_field() {
     // It has a setting for each state.
     assert_eq!(options.remove("timeout").as_deref(), Some("STATE=TIME"));
     assert!(options.len() > 35, "{options:?}");
+    // They exclude each other.
+    let server = options.remove_entry("kubernetes-server").unwrap();
+    assert_are_fields(&folder, &options);
+    assert_are_fields(&folder, &BTreeMap::from([server]));
+}
+
+/// All of these may stand in the file together.
+fn assert_are_fields(folder: &Folder, options: &BTreeMap<String, String>) {
     let mut text = BEELINE.to_owned();
-    for (option, value_name) in &options {
+    for (option, value_name) in options {
         let (yaml, _) = example(option, value_name);
         text += &format!("{}: {yaml}\n", beeline::config::field_name(option));
     }
     folder.write("own.yaml", &text);
     let config = folder.config(&["--beeline-config=own.yaml"]);
-    for (option, value_name) in &options {
+    for (option, value_name) in options {
         let (_, value) = example(option, value_name);
         let (found, from) = setting(&config, option);
         assert_eq!(found.as_deref(), Some(value), "{option}");

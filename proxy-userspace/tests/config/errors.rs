@@ -259,8 +259,8 @@ fn flags_are_named_too() {
             "error: --min-sync-period is more than --sync-period",
         ),
         (
-            "--master=http://192.0.2.1",
-            "error: --master: not possible; name the API server in",
+            "--master=192.0.2.1",
+            "error: --master: invalid value \"192.0.2.1\": neither http://HOST:PORT nor",
         ),
     ] {
         let refusal = folder.refusal(&[flag]);

@@ -119,6 +119,19 @@ fn beside_a_file_the_nodes_name_and_logging_count() {
 }
 
 #[test]
+fn beside_a_file_the_api_servers_flag_counts() {
+    let folder = Folder::with("nodePortAddresses: [primary]");
+    let master = "--master=https://192.0.2.1:6443";
+    let config = folder.config(&[CONFIG, master]);
+    let server = shown("https://192.0.2.1:6443", "--master");
+    assert_eq!(setting(&config, "kubernetes-server"), server);
+    assert_eq!(notes(&config), [""; 0]);
+    let own = "--kubernetes-server=https://192.0.2.2:6443";
+    let server = shown("https://192.0.2.2:6443", "--kubernetes-server");
+    assert_eq!(folder.setting(&[master, own], "kubernetes-server"), server);
+}
+
+#[test]
 fn without_a_file_flags_stand_for_fields() {
     let folder = Folder::new();
     let config = folder.config(&[
