@@ -54,10 +54,10 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new() -> Self {
+    fn new(capacity: Capacity) -> Self {
         Self {
             world: World::new(),
-            sync: Sync::new(CAPACITY, Contents::default()),
+            sync: Sync::new(capacity, Contents::default()),
             node: NodeFacts {
                 name: "node-0".into(),
                 zone: None,
@@ -142,12 +142,13 @@ fn slice(index: u32, n_endpoints: u32, round: u32) -> Event {
         family: Family::Ipv4,
         ports: vec![port],
         endpoints: (0..n_endpoints).map(endpoint).collect(),
+        changed_at: Default::default(),
     })
 }
 
 /// From the complete lists to the last write.
 fn cold(n_services: u32, n_endpoints: u32) -> Daemon {
-    let mut daemon = Daemon::new();
+    let mut daemon = Daemon::new(CAPACITY);
     let lists: Vec<_> = (0..n_services).map(service).collect();
     let slices: Vec<_> = (0..n_services)
         .map(|index| slice(index, n_endpoints, 0))
@@ -207,7 +208,7 @@ fn resident_kib() -> i64 {
 /// What the model and the copy of the maps take, objects coming one by one as from a watch.
 fn memory(n_services: u32, n_endpoints: u32) {
     let start = resident_kib();
-    let mut daemon = Daemon::new();
+    let mut daemon = Daemon::new(CAPACITY);
     for index in 0..n_services {
         daemon.world.apply(service(index));
         daemon.world.apply(slice(index, n_endpoints, 0));
@@ -222,7 +223,54 @@ fn memory(n_services: u32, n_endpoints: u32) {
     );
 }
 
+/// What a crowd of Services costs that do not fit beside `n_services`, who have room to change.
+fn full(n_services: u32, n_endpoints: u32, n_crowd: u32) {
+    let mut daemon = Daemon::new(Capacity {
+        frontends: n_services,
+        ..CAPACITY
+    });
+    let all = n_services + n_crowd;
+    (0..all).for_each(|index| drop(daemon.world.apply(service(index))));
+    (0..all).for_each(|index| drop(daemon.world.apply(slice(index, n_endpoints, 0))));
+    (0..n_services).for_each(|index| daemon.update(&name(index)));
+    let timed = |what: &str, act: &mut dyn FnMut()| {
+        let start = Instant::now();
+        act();
+        println!(
+            "full, {n_crowd} of {all} wait: {what}: {:?}",
+            start.elapsed()
+        );
+    };
+    timed("they come one by one", &mut || {
+        (n_services..all).for_each(|index| daemon.update(&name(index)));
+    });
+    let compiled = |daemon: &Daemon, index| {
+        let (service, slices) = daemon.world.service(&name(index)).unwrap();
+        (name(index), compile(service, slices, &daemon.node))
+    };
+    let crowd: Vec<_> = (n_services..all)
+        .map(|index| compiled(&daemon, index))
+        .collect();
+    let Daemon { sync, target, .. } = &mut daemon;
+    let mut crowd = Some(crowd);
+    timed("they come in one batch", &mut || {
+        let crowd = crowd.take().unwrap_or_default();
+        let report = sync.apply(crowd, target);
+        assert_eq!(report.n_pending, n_crowd as usize);
+    });
+    timed("a retry", &mut || {
+        assert_eq!(sync.retry(target).n_pending, n_crowd as usize);
+    });
+    timed("their problems", &mut || drop(sync.problems()));
+    timed("one goes, and the first of them comes in", &mut || {
+        let report = sync.remove(&name(0), target);
+        assert_eq!(report.n_pending, n_crowd as usize - 1);
+    });
+    changes(&mut daemon, n_services, n_endpoints);
+}
+
 fn main() {
+    full(1_000, 4, 5_000);
     memory(30_000, 4);
     for (n_services, n_endpoints) in [(30_000, 4), (1_000, 4), (5_000, 50), (100, 1_000)] {
         let mut daemon = cold(n_services, n_endpoints);

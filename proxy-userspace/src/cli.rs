@@ -23,6 +23,7 @@ use self::run::Fault;
 use crate::devices::host_edge::HostEdgeError;
 use crate::devices::monitor::MonitorError;
 use crate::devices::routes::RouteError;
+use crate::kube_proxy::KubeProxyError;
 use crate::loader::attach::AttachError;
 use crate::loader::cgroup::LinkError;
 use crate::loader::checks::CheckError;
@@ -143,6 +144,8 @@ enum Error {
     Attach(#[from] AttachError),
     #[error(transparent)]
     SocketLink(#[from] LinkError),
+    #[error(transparent)]
+    KubeProxy(#[from] KubeProxyError),
     #[error("a daemon is running; stop it first, or take everything away under it with --force")]
     Running,
     #[error("a daemon has started meanwhile and serves again; nothing was removed")]

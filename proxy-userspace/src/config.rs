@@ -4,6 +4,7 @@
 mod beeline;
 mod dangers;
 mod document;
+mod fields;
 mod flags;
 pub mod go;
 pub mod kube_proxy;
@@ -13,9 +14,9 @@ mod watch;
 
 pub use self::beeline::field_name;
 pub use self::document::{File, FileError};
-pub use self::flags::{BOOL, KubeProxyFlags, switch};
+pub use self::flags::{HEADING, KubeProxyFlags, switch};
 pub use self::layers::{Asked, ConfigError, Resolved};
-pub use self::watch::Watch;
+pub use self::watch::{Seen, Watch};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -32,8 +33,8 @@ pub struct InForce {
     pub kube_proxy: kube_proxy::Settings,
     /// What somebody should know: what has no meaning here, and what is dangerous.
     pub notes: Vec<String>,
-    /// The files that it was read from.
-    pub files: Vec<File>,
+    /// The files that it was read from, or would be if they were there.
+    pub files: Vec<Seen>,
 }
 
 /// One value.

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{
-    Affinity, AffinityKey, DatagramKey, Flow, FlowKey, FlowState, Frontend, FrontendKey,
+    Affinity, AffinityKey, DatagramKey, Flow, FlowKey, FlowRole, FlowState, Frontend, FrontendKey,
     SocketRecord,
 };
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 pub(crate) use self::timeouts::parse_seconds;
 pub use self::timeouts::{Timeouts, TimeoutsError};
@@ -91,11 +92,32 @@ pub struct Collected {
     pub affinities: usize,
     /// Entries that were looked at.
     pub seen: usize,
+    /// Flow records among them that stay.
+    pub n_records: usize,
+    /// The conversations that these are of, by state, in the order of [`FlowState::ALL`].
+    pub by_state: [u64; FlowState::ALL.len()],
     /// The pass ended early, since so much was to be removed.
     pub is_partial: bool,
     /// Backends that were asked for and that the record of a flow or a socket names; `None`: not
     /// every record was looked at.
     pub in_use: Option<BTreeSet<u32>>,
+}
+
+/// What a whole pass saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Passed {
+    /// When it ended.
+    pub at: Instant,
+    /// Flow records that there were.
+    pub n_records: u64,
+    /// How many there may be.
+    pub capacity: u32,
+    /// Conversations by state, in the order of [`FlowState::ALL`].
+    pub by_state: [u64; FlowState::ALL.len()],
+    /// Flow records that were removed since the start.
+    pub n_expired_flows: u64,
+    /// Affinities that were removed since the start.
+    pub n_expired_affinities: u64,
 }
 
 /// The maps that are collected from, apart from those of others: walking one borrows it.
@@ -106,6 +128,9 @@ pub struct Collector {
     frontends: Table<FrontendKey, Frontend>,
     sockets: Table<u64, SocketRecord>,
     datagrams: Table<DatagramKey, SocketRecord>,
+    passed: watch::Sender<Option<Passed>>,
+    /// Flow records and affinities that were removed so far.
+    n_expired: (u64, u64),
 }
 
 impl Collector {
@@ -121,7 +146,14 @@ impl Collector {
             frontends: Table::open(pins, "FRONTENDS")?,
             sockets: Table::open(pins, "SOCKETS")?,
             datagrams: Table::open(pins, "DATAGRAMS")?,
+            passed: watch::Sender::default(),
+            n_expired: (0, 0),
         })
+    }
+
+    /// What the latest whole pass saw; `None` before the first.
+    pub fn passed(&self) -> watch::Receiver<Option<Passed>> {
+        self.passed.subscribe()
     }
 
     /// Makes one pass after the other until the sender of inquiries is gone. Each pass answers the
@@ -171,6 +203,7 @@ impl Collector {
             collected.seen,
             start.elapsed()
         );
+        self.tell(&collected);
         if let Some(in_use) = collected.in_use
             && let Some(inquiry) = inquiry.take()
             && inquiry.answer.send(in_use).is_err()
@@ -178,6 +211,25 @@ impl Collector {
             tracing::debug!("nobody waits for the backends in use");
         }
         collected.is_partial
+    }
+
+    /// Publishes what a pass saw. One that ended early says nothing of what there is.
+    fn tell(&mut self, collected: &Collected) {
+        let (flows, affinities) = &mut self.n_expired;
+        *flows += collected.flows as u64;
+        *affinities += collected.affinities as u64;
+        if collected.is_partial {
+            return;
+        }
+        let passed = Passed {
+            at: Instant::now(),
+            n_records: collected.n_records as u64,
+            capacity: self.flows.size(),
+            by_state: collected.by_state,
+            n_expired_flows: *flows,
+            n_expired_affinities: *affinities,
+        };
+        let _before = self.passed.send_replace(Some(passed));
     }
 
     /// Looks at every entry once; calls `pause` now and then. Tells which of the backends `asked`
@@ -192,7 +244,16 @@ impl Collector {
     ) -> Result<Collected, MapFailure> {
         let mut collected = Collected::default();
         let mut in_use = BTreeSet::new();
-        let mut note = |flow: &Flow| {
+        let (mut n_records, mut by_state) = (0, [0; FlowState::ALL.len()]);
+        let mut note = |flow: &Flow, stays: bool| {
+            if stays {
+                n_records += 1;
+                // One of the two records of a conversation.
+                let count = by_state.get_mut(usize::from(flow.state));
+                if let Some(count) = count.filter(|_| flow.role == FlowRole::Forward as u8) {
+                    *count += 1;
+                }
+            }
             if asked.contains(&flow.backend) {
                 in_use.insert(flow.backend);
             }
@@ -200,6 +261,7 @@ impl Collector {
         // Nothing is removed while walking: the kernel starts over if the key it stands at goes.
         let expired = self.expired_flows(pause, &mut note, &mut collected.seen)?;
         collected.is_partial = expired.len() == MAX_EXPIRED;
+        (collected.n_records, collected.by_state) = (n_records, by_state);
         // A walk that was stopped after as many records as there may be may have missed some.
         let is_whole = !collected.is_partial && collected.seen < self.flows.size() as usize;
         let is_whole = is_whole
@@ -222,7 +284,7 @@ impl Collector {
     fn expired_flows(
         &self,
         pause: &dyn Fn(),
-        note: &mut dyn FnMut(&Flow),
+        note: &mut dyn FnMut(&Flow, bool),
         seen: &mut usize,
     ) -> Result<Vec<FlowKey>, MapFailure> {
         let mut expired = Vec::new();
@@ -230,13 +292,14 @@ impl Collector {
         for entry in self.flows.entries() {
             let (key, flow) = entry?;
             *seen += 1;
-            note(&flow);
             if seen.is_multiple_of(BATCH) {
                 pause();
                 now = self::now();
             }
             // The twin is only asked for if this record alone says that the time is over.
-            if is_expired(&flow, None, now, &self.timeouts) {
+            let may_go = is_expired(&flow, None, now, &self.timeouts);
+            note(&flow, !may_go);
+            if may_go {
                 expired.push(key);
                 if expired.len() == MAX_EXPIRED {
                     break;

@@ -4,6 +4,7 @@
 //! The programs do it, told by [`SettingsFlags::HANDED_BACK`]. Here the flag is set, and what is
 //! still open is counted. A daemon that starts clears the flag once its Services are in force.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use proxy_common::abi::{
@@ -12,7 +13,7 @@ use proxy_common::abi::{
 };
 use proxy_common::datapath::conntrack::is_over;
 
-use crate::conntrack_gc::{self, Timeouts};
+use crate::conntrack_gc::{self, Collector, Timeouts};
 use crate::loader::pins::Pins;
 use crate::maps::{List, MapFailure, Table, wait_for_programs};
 
@@ -64,6 +65,8 @@ pub struct HandBack {
     sockets: Table<u64, SocketRecord>,
     datagrams: Table<DatagramKey, SocketRecord>,
     timeouts: Timeouts,
+    /// No daemon collects what is over, and by its record a new flow would go on as the old one.
+    collector: Collector,
 }
 
 impl HandBack {
@@ -77,6 +80,7 @@ impl HandBack {
             flows: Table::open(pins, "FLOWS")?,
             sockets: Table::open(pins, "SOCKETS")?,
             datagrams: Table::open(pins, "DATAGRAMS")?,
+            collector: Collector::open(pins, timeouts.clone())?,
             timeouts,
         })
     }
@@ -103,11 +107,13 @@ impl HandBack {
         Ok(flags.contains(SettingsFlags::HANDED_BACK))
     }
 
-    /// Counts what is open. Takes as long as it takes to walk through all records.
+    /// Counts what is open, and removes the records of what is not any more. Takes as long as it
+    /// takes to walk through all of them, twice.
     ///
     /// # Errors
     /// If a map refuses.
-    pub fn left(&self) -> Result<Left, MapFailure> {
+    pub fn left(&mut self) -> Result<Left, MapFailure> {
+        let _collected = self.collector.pass(&|| {}, &BTreeSet::new())?;
         let now = conntrack_gc::now();
         let mut left = Left::default();
         for entry in self.flows.entries() {

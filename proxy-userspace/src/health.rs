@@ -2,7 +2,7 @@
 //!
 //! [`State`] is pure: it is told what changes, and with every call what time it is. A [`Health`]
 //! is the handle by which the daemon's loop and the servers share one, together with a clock.
-//! [`Server`] answers `/healthz` and `/livez` on one address; [`NodePorts`] has a server for each
+//! [`Server`] answers `/healthz`, `/livez` and `/readyz` on one address; [`NodePorts`] has a server for each
 //! Service with a health check node port.
 //!
 //! # Running the servers elsewhere
@@ -41,6 +41,7 @@ mod check;
 pub(crate) mod http;
 mod node_ports;
 mod problems;
+mod ready;
 mod server;
 mod state;
 
@@ -49,11 +50,14 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use crate::source::SourceState;
+
 pub use self::check::check;
-pub use self::http::{Answer, Bind, not_found};
+pub use self::http::{Answer, Bind, BindError, not_found};
 pub use self::node_ports::{NodePorts, check_answer};
 pub use self::problems::Problems;
-pub use self::server::{Server, healthz, livez};
+pub use self::ready::unready;
+pub use self::server::{Server, healthz, livez, readyz};
 pub use self::state::{CheckAnswer, HealthCheck, Listener, ProxyHealth, State};
 
 /// A [`State`] that several share, and the clock that it goes by. Clones are the same state.
@@ -65,6 +69,8 @@ struct Shared {
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
     /// The state's [`State::listeners_version`].
     listeners: watch::Sender<u64>,
+    /// How the source gets on, if there is one.
+    source: Mutex<Option<watch::Receiver<SourceState>>>,
 }
 
 impl Health {
@@ -75,7 +81,21 @@ impl Health {
             state: Mutex::new(state),
             clock: Box::new(clock),
             listeners,
+            source: Mutex::default(),
         }))
+    }
+
+    /// Where to look how the source gets on.
+    pub fn watch_source(&self, state: watch::Receiver<SourceState>) {
+        let mut source = self.0.source.lock().unwrap_or_else(PoisonError::into_inner);
+        *source = Some(state);
+    }
+
+    /// Why what is in force does not follow the cluster, if it does not.
+    pub fn unready(&self) -> Option<String> {
+        let source = self.0.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = source.as_ref().map(|source| source.borrow().clone());
+        self.look(|state, now| unready(state.is_in_force(), source.as_ref(), now))
     }
 
     /// Changes the state, given the time. The servers follow.

@@ -313,21 +313,17 @@ pub fn serving() -> Result<Vec<String>, KubeProxyError> {
 }
 
 /// Removes the table of Beeline's own that keeps connections alive, in each family in which none is
-/// left that needs it. Says in how many it stays.
+/// left that needs it, and in all if `force` is set or kube-proxy's rules are back, which keep them
+/// as well. Says whether it stays anywhere.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn remove_unneeded_keeper() -> Result<usize, KubeProxyError> {
-    let stays = keeper::remove_unneeded().map_err(nf_tables_failed("remove table beeline"))?;
-    Ok(stays.len())
-}
-
-/// Removes the table of Beeline's own that keeps connections alive, needed or not. Says from how
-/// many families.
-///
-/// # Errors
-/// If the kernel refuses.
-pub fn remove_keeper() -> Result<usize, KubeProxyError> {
-    let removed = keeper::remove(&Family::ALL).map_err(nf_tables_failed("remove table beeline"))?;
-    Ok(removed.len())
+pub fn remove_keeper(force: bool) -> Result<bool, KubeProxyError> {
+    let failed = || nf_tables_failed("remove table beeline");
+    if !force && serving()?.is_empty() {
+        let stays = keeper::remove_unneeded().map_err(failed())?;
+        return Ok(!stays.is_empty());
+    }
+    keeper::remove(&Family::ALL).map_err(failed())?;
+    Ok(false)
 }

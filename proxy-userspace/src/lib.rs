@@ -8,10 +8,12 @@
 
 mod causes;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod conntrack_gc;
 pub mod desired;
 pub mod devices;
+pub mod events;
 pub mod hand_back;
 pub mod health;
 pub mod kube_proxy;

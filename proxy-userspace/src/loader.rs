@@ -362,8 +362,16 @@ impl Rest {
     ///
     /// # Errors
     /// If a map or a pin refuses.
-    pub fn finish(self, pins: &Pins) -> Result<(), LoadError> {
-        self.handover.finish(pins)?;
+    pub async fn finish(
+        self,
+        pins: &Pins,
+        netlink: &rtnetlink::Handle,
+        devices: &[attach::Device],
+    ) -> Result<(), LoadError> {
+        if let Some(programs) = Programs::open(&self.programs) {
+            let settle = attach::settle(pins, netlink, devices, &programs);
+            self.handover.finish(settle).await?;
+        }
         for name in names(&pins.programs())? {
             let folder = pins.programs().join(name);
             if folder != self.programs {

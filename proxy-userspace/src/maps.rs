@@ -6,11 +6,11 @@ mod services;
 
 use proxy_common::abi::{
     Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, ServiceCounters, ServiceName,
-    Settings, SocketRecord,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags, ServiceCounters,
+    ServiceName, Settings, SocketClient, SocketRecord,
 };
 
-pub use self::kinds::{List, MapFailure, PerCpu, Raw, Table, Trie};
+pub use self::kinds::{Held, List, MapFailure, PerCpu, Raw, Table, Trie};
 use crate::loader::pins::Pins;
 
 /// All maps.
@@ -43,6 +43,10 @@ pub struct Maps {
     pub sockets: Table<u64, SocketRecord>,
     /// Correspondents of unconnected UDP sockets → the same.
     pub datagrams: Table<DatagramKey, SocketRecord>,
+    /// Network namespaces of pods → the clients that sockets there are.
+    pub clients: Table<u64, SocketClient>,
+    /// Pods' cgroups → how their sockets are treated.
+    pub pods: Table<u64, PodFlags>,
     /// The one entry of settings.
     pub settings: List<Settings>,
     /// Verdicts → packets.
@@ -70,6 +74,8 @@ impl Maps {
             fragments: Table::open(pins, "FRAGMENTS")?,
             sockets: Table::open(pins, "SOCKETS")?,
             datagrams: Table::open(pins, "DATAGRAMS")?,
+            clients: Table::open(pins, "CLIENTS")?,
+            pods: Table::open(pins, "PODS")?,
             settings: List::open(pins, "SETTINGS")?,
             outcomes: PerCpu::open(pins, "OUTCOMES")?,
         })

@@ -6,8 +6,10 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
@@ -95,6 +97,26 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When the change was made that it tells of.
+    pub changed_at: ChangedAt,
+}
+
+/// When something came about that an object tells of, by the clock of who wrote it.
+///
+/// It says nothing about whether two objects are the same: all times are equal.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ChangedAt(pub Option<SystemTime>);
+
+impl PartialEq for ChangedAt {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for ChangedAt {}
+
+impl Hash for ChangedAt {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// One entry of an EndpointSlice's `ports`.
@@ -185,7 +207,9 @@ pub enum Event {
 }
 
 /// Something that an administrator should know, until it is solved.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize,
+)]
 pub struct Problem {
     /// What is in trouble: `Service shop/web`, `file x.yaml`, `API server`. One problem a subject.
     pub subject: String,

@@ -34,7 +34,7 @@ use crate::loader::checks::{self, Features};
 use crate::loader::lock::Lock;
 use crate::loader::pins::Pins;
 use crate::loader::sizes::Sizes;
-use crate::loader::{self, LoadError, Loaded, Place, Programs, SocketPrograms};
+use crate::loader::{self, LoadError, Loaded, Place, Programs, Rest, SocketPrograms};
 use crate::maps::Maps;
 use crate::node::{NodeConfig, SocketLb};
 use crate::pods::Skip;
@@ -69,6 +69,8 @@ pub struct Options {
     pub healthz: crate::health::Bind,
     /// Where the metrics are (rule R137).
     pub metrics: crate::health::Bind,
+    /// How many service ports have rows of their own in the metrics.
+    pub metrics_max_services: usize,
     /// Twice this a change may wait until the node counts as unhealthy, and at most this long what
     /// failed waits until it is tried again (rule R183).
     pub sync_period: Duration,
@@ -151,16 +153,12 @@ async fn start_at(
     };
     match job.attach(maps, programs, sockets).await {
         Ok((mut control, edges)) => {
-            let pins = pins.clone();
-            let finish = move || {
-                if let Err(error) = rest.finish(&pins) {
-                    tracing::warn!("tidying up: {:#}", anyhow::Error::from(error));
-                }
-            };
+            let finish = finish(rest, pins.clone());
             if needs_services {
-                control.when_in_force(finish);
+                let runtime = tokio::runtime::Handle::current();
+                control.when_in_force(move || runtime.block_on(finish));
             } else {
-                finish();
+                finish.await;
             }
             Ok(Node {
                 source,
@@ -172,6 +170,20 @@ async fn start_at(
             rest.undo(pins);
             Err(error)
         }
+    }
+}
+
+/// Lets our programs take the place of a predecessor's, and tidies up after them.
+async fn finish(rest: Rest, pins: Pins) {
+    let done = async {
+        let netlink = monitor::connect()?;
+        let links = monitor::read(&netlink).await?.links;
+        let devices: Vec<_> = links.into_iter().map(|link| link.device).collect();
+        rest.finish(&pins, &netlink, &devices).await?;
+        anyhow::Ok(())
+    };
+    if let Err(error) = done.await {
+        tracing::warn!("tidying up: {error:#}");
     }
 }
 

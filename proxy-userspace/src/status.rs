@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::wall;
 use crate::loader::attach::Method;
 use crate::model::Problem;
 use crate::node::NodeConfig;
@@ -209,7 +210,7 @@ pub fn lock_file(state_dir: &Path) -> PathBuf {
 
 /// Seconds since 1970.
 pub fn unix_time() -> u64 {
-    SystemTime::now()
+    wall()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
         .as_secs()

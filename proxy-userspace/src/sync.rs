@@ -23,14 +23,16 @@
 //!
 //! # What goes wrong
 //! A Service that does not fit, or whose write fails, is pending: what is in force of it stays,
-//! its desired version waits for [`Sync::retry`], and [`Sync::problems`] names it. Room is
-//! checked before the first write, so a Service that does not fit keeps its old version entirely.
+//! and [`Sync::problems`] names it. Room is checked before the first write, and if one fails those
+//! before it are taken back (`undo`), so it keeps its old version entirely. Who lacks room gets in
+//! at the end of the first update that leaves enough (`room`); what else failed waits for
+//! [`Sync::retry`].
 //!
 //! If two Services claim the same frontend, the one that has it in force keeps it as long as it
 //! wants it, so that no newcomer can take what others use; the other's remaining frontends are
-//! served, and it takes over at once when the frontend is given up. Of several who wait, the
-//! first by name gets it. A Service that a predecessor left and of which nothing is known gives
-//! way at once.
+//! served, and it takes over at once when the frontend is given up. Of several who wait, those
+//! in force go first, then the first by name. A Service that a predecessor left and of which
+//! nothing is known gives way at once.
 
 mod actual;
 mod addresses;
@@ -38,6 +40,7 @@ mod adopt;
 mod blocks;
 mod detached;
 mod dump;
+mod fill;
 mod ids;
 mod plan;
 mod publish;
@@ -57,6 +60,7 @@ use self::adopt::{Adopted, adopt};
 use self::blocks::{Block, Blocks};
 use self::detached::Detached;
 pub use self::dump::dump;
+pub use self::fill::Fill;
 use self::ids::Ids;
 use self::plan::Plan;
 use self::publish::Writer;
@@ -396,13 +400,13 @@ impl Sync {
 
     fn refuse(&mut self, name: &ObjectName, refusal: Refusal) {
         let is_new = self.actual.ids_of(name).is_empty();
+        let free = self.free_in_the_end();
         let Some(pending) = self.pending.get_mut(name) else {
             return;
         };
         if let Refusal::Full(shortage) = &refusal {
-            let place = self
-                .queue
-                .wait(name, shortage.needed, is_new, pending.ticket);
+            let who = (name, shortage.needed);
+            let place = self.queue.wait(who, free, is_new, pending.ticket);
             pending.ticket = Some(place.ticket());
             pending.place = Some(place);
         }

@@ -12,10 +12,15 @@ use api_server::{ApiServer, Failure, Gone, Verb};
 use beeline::source::kubernetes::{Access, RIGHTS, Timing, client, state};
 use beeline::source::{KubernetesSource, ResourceState, SourceState};
 use events::Events;
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// No state takes longer to come unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,6 +70,13 @@ impl Fixture {
             kubeconfig: Some(folder.path().join("config")),
             ..access
         };
+        Self {
+            folder,
+            ..Self::through(access).await
+        }
+    }
+
+    async fn through(access: Access) -> Self {
         let (sender, events) = Events::wide_channel();
         let told = state(false);
         let state = told.subscribe();
@@ -78,7 +90,7 @@ impl Fixture {
         Self {
             events,
             state,
-            folder,
+            folder: tempfile::tempdir().unwrap(),
             source: tokio::spawn(source.run(sender)),
         }
     }
@@ -237,9 +249,12 @@ async fn an_answer_that_never_comes_is_given_up() {
         ..Access::default()
     };
     let mut it = Fixture::start(&server, access, json!({})).await;
+    let problem = "Problem API server: listing Services: nothing was heard for 1s";
+    it.events.until(problem).await;
     it.objects_until("Synced").await;
     it.until("connected", is_connected).await;
     assert_eq!(count(&server, &["LIST", "/services"]), 2);
+    assert_eq!(it.restarts("services", "stalled"), 1);
     server.fail("services", Verb::Watch, 1, never);
     server.cut();
     it.expect_change(&server, "10.0.0.9").await;
@@ -444,6 +459,98 @@ async fn a_kubeconfig_that_changes_is_read_again() {
     let mut server = server;
     server.down().await;
     it.expect_change(&other, "10.0.0.3").await;
+}
+
+/// Who vouches for servers or clients.
+struct Authority(Issuer<'static, KeyPair>, String);
+
+impl Authority {
+    fn new() -> Self {
+        let (key, mut parameters) = (KeyPair::generate().unwrap(), CertificateParams::default());
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = parameters.self_signed(&key).unwrap().pem();
+        Self(Issuer::new(parameters, key), certificate)
+    }
+
+    /// A certificate and its key.
+    fn issue(&self, name: &str) -> (Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (parameters.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// How a server is told from others, and who its clients are.
+    fn server(&self, name: &str, clients: &Self) -> ServerConfig {
+        let mut roots = RootCertStore::empty();
+        let pem = CertificateDer::from_pem_slice(clients.1.as_bytes()).unwrap();
+        roots.add(pem).unwrap();
+        let clients = WebPkiClientVerifier::builder(roots.into()).build().unwrap();
+        let (certificate, key) = self.issue(name);
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let config = ServerConfig::builder().with_client_cert_verifier(clients);
+        config
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_read_again_when_it_changes_on_disk() {
+    let (servers, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let server = ApiServer::start().await;
+    server.apply(service("web", "10.0.0.1"));
+    server.secure(servers.server("api.test", &old));
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let mut kubeconfig: Value = serde_json::from_str(&server.kubeconfig()).unwrap();
+    kubeconfig["clusters"][0]["cluster"] = json!({
+        "server": "https://nowhere.test", "certificate-authority": "ca", "tls-server-name": "api.test",
+    });
+    kubeconfig["users"][0]["user"] =
+        json!({"client-certificate": "certificate", "client-key": "key"});
+    write("config", &kubeconfig.to_string());
+    write("ca", &servers.1);
+    let issue = |authority: &Authority| {
+        let (certificate, key) = authority.issue("node");
+        write("certificate", &certificate.pem());
+        write("key", &key.serialize_pem());
+    };
+    issue(&old);
+    let access = Access {
+        kubeconfig: Some(folder.path().join("config")),
+        // By its address, which its certificate does not have.
+        servers: vec![server.url().replace("http", "https").parse().unwrap()],
+        timing: fast(),
+    };
+    let mut it = Fixture::through(access).await;
+    it.expect_start().await;
+    server.secure(servers.server("api.test", &new));
+    issue(&new);
+    server.cut();
+    it.expect_change(&server, "10.0.0.2").await;
+    it.until("connected", is_connected).await;
+    assert_eq!(it.restarts("services", "refused"), 0);
+    // Too late, and not both files at a time.
+    let newest = Authority::new();
+    server.secure(servers.server("api.test", &newest));
+    server.cut();
+    it.until("away", is_away).await;
+    let (certificate, key) = newest.issue("node");
+    write("key", &key.serialize_pem());
+    let n_tries = it.restarts("services", "refused");
+    it.until("tried again", |state| {
+        state.resources["services"].n_restarts["refused"] > n_tries
+    })
+    .await;
+    write("certificate", &certificate.pem());
+    it.expect_change(&server, "10.0.0.3").await;
+    // Who vouches for servers may change, too.
+    let others = Authority::new();
+    server.secure(others.server("api.test", &newest));
+    server.cut();
+    it.until("away", is_away).await;
+    write("ca", &others.1);
+    it.expect_change(&server, "10.0.0.4").await;
 }
 
 /// Nothing is asked for without a right that is listed, and no right is listed without need.

@@ -60,6 +60,8 @@ reasons! {
         /// A socket that dialled a Service and is not pointed at a backend: its packets are
         /// translated where they leave.
         ByPacket = "by-packet",
+        /// The same, because the socket edge has no room for it.
+        SocketsFull = "sockets-full",
         /// It would open a flow, or be refused or dropped, but Beeline hands its traffic back:
         /// somebody else serves it.
         HandedBack = "handed-back",

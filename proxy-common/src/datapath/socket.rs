@@ -60,7 +60,7 @@ pub fn connect<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
         Ok(record) if sockets.put_connected(dial.cookie, &record) => {
             return Answer::Point(Rewrite::Connect, record.backend);
         }
-        Ok(_) => Answer::Leave(Pass::ByPacket),
+        Ok(_) => Answer::Leave(Pass::SocketsFull),
         Err(answer) => answer,
     };
     // It may have been connected before. Mostly it was not, and a look is cheaper than a removal.
@@ -93,7 +93,7 @@ pub fn send<S: Sockets>(sockets: &S, dial: &Dial) -> Answer {
             {
                 Answer::Point(Rewrite::Datagram, record.backend)
             } else {
-                Answer::Leave(Pass::ByPacket)
+                Answer::Leave(Pass::SocketsFull)
             }
         }
         Err(answer) => {

@@ -12,8 +12,10 @@ use serde::Serialize;
 
 use self::wait::End;
 use super::{Error, Paths, ReadArgs, block_on, print};
+use crate::causes;
 use crate::conntrack_gc;
 use crate::devices::{host_edge, monitor, routes};
+use crate::kube_proxy;
 use crate::loader::checks::{self, CheckError};
 use crate::loader::lock::Lock;
 use crate::loader::pins::{self, Pins};
@@ -69,6 +71,9 @@ struct Removed {
     settings: Vec<String>,
     /// Files and folders.
     paths: Vec<PathBuf>,
+    /// Whether netfilter's table of Beeline's own stays: connections that kube-proxy opened before
+    /// Beeline came need it.
+    keeps_connections: bool,
 }
 
 /// Takes everything of Beeline off this node.
@@ -93,6 +98,10 @@ pub(super) fn cleanup(paths: &Paths, args: &CleanupArgs) -> Result<ExitCode, Err
         ..Removed::default()
     };
     block_on(detach(&pins, &mut removed))?;
+    match kube_proxy::remove_keeper(args.now) {
+        Ok(stays) => removed.keeps_connections = stays,
+        Err(error) => eprintln!("table beeline stays: {}", causes::line(&error)),
+    }
     removed.settings = host_edge::put_back(&paths.state_dir)?;
     match checks::is_bpffs(&paths.bpffs) {
         Ok(()) => unpin(&pins, &mut removed)?,
@@ -189,6 +198,13 @@ fn text(removed: &Removed) -> String {
             .iter()
             .map(|path| format!("{} removed", path.display())),
     );
+    if removed.keeps_connections {
+        lines.push(
+            "table beeline of nf_tables stays: connections need it that kube-proxy opened before \
+             Beeline came; clean up once more when they have ended, or with --now"
+                .to_owned(),
+        );
+    }
     if lines.is_empty() {
         lines.push("nothing to remove".to_owned());
     }

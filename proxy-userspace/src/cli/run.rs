@@ -2,6 +2,7 @@
 
 mod kubernetes;
 mod logs;
+mod metrics;
 mod oom;
 mod plan;
 mod ports;
@@ -22,6 +23,7 @@ use clap::{Args, ValueEnum};
 
 use self::kubernetes::KubernetesArgs;
 use self::logs::LogArgs;
+use self::metrics::MetricsArgs;
 pub(super) use self::plan::{Fault, complete};
 use self::replace::ReplaceArgs;
 use self::sizes::SizeArgs;
@@ -30,7 +32,7 @@ use self::traffic::TrafficArgs;
 use super::Paths;
 use crate::config::go::{DurationError, GoDuration};
 use crate::config::kube_proxy::with_port;
-use crate::config::{InForce, KubeProxyFlags};
+use crate::config::{HEADING, InForce, KubeProxyFlags};
 use crate::conntrack_gc::Timeouts;
 use crate::devices::{DevicePatterns, Patterns};
 use crate::health::Bind;
@@ -45,7 +47,7 @@ use crate::run::{Options, Origin};
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     #[command(flatten)]
-    job: JobArgs,
+    _files: FileArgs,
     /// What the settings come from.
     #[arg(skip)]
     in_force: InForce,
@@ -93,6 +95,8 @@ pub(super) struct RunArgs {
     /// Where to serve /metrics; empty: nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249", value_parser = bind::<10249>)]
     metrics_bind_address: Bind,
+    #[command(flatten)]
+    of_metrics: MetricsArgs,
     /// Whether an address that a server cannot listen on ends the daemon.
     #[arg(long)]
     bind_address_hard_fail: bool,
@@ -124,12 +128,14 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     sizes: SizeArgs,
     #[command(flatten)]
+    job: JobArgs,
+    #[command(flatten)]
     kube_proxy: KubeProxyFlags,
 }
 
-/// Files with settings, and what to do with them.
-#[derive(Args, Default, Debug)]
-struct JobArgs {
+/// Files with settings.
+#[derive(Args, Debug)]
+struct FileArgs {
     /// kube-proxy's configuration file, a KubeProxyConfiguration. Flags of kube-proxy's that it has
     /// fields for do not count then.
     #[arg(long, value_name = "FILE")]
@@ -138,14 +144,20 @@ struct JobArgs {
     /// folder of --config, if it is there.
     #[arg(long, value_name = "FILE")]
     beeline_config: Option<PathBuf>,
+}
+
+/// What to do instead of serving.
+#[derive(Args, Debug)]
+#[command(next_help_heading = HEADING)]
+struct JobArgs {
     /// Write what is in force of kube-proxy's settings to this file, and end.
-    #[arg(long, value_name = "FILE", hide = true)]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     write_config_to: Option<PathBuf>,
     /// Do what `beeline cleanup` does, and end.
-    #[arg(long, hide = true)]
+    #[arg(long, hide_short_help = true)]
     cleanup: bool,
     /// Check that this node has what is needed, and end.
-    #[arg(long, hide = true)]
+    #[arg(long, hide_short_help = true)]
     init_only: bool,
 }
 
@@ -258,7 +270,7 @@ fn serve(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("configuration: {note}");
     }
     oom::adjust(args.oom_score_adj);
-    let mut watch = args.in_force.files.clone();
+    let files = args.in_force.files.clone();
     let options = options(paths, args)?;
     // Before there is a second thread: each has rights of its own.
     privileges::give_up_others(options.socket_lb)?;
@@ -270,7 +282,7 @@ fn serve(paths: Paths, args: RunArgs) -> anyhow::Result<ExitCode> {
     let end = runtime.block_on(async {
         tokio::select! {
             end = crate::run::run(options) => end,
-            end = plan::changed(&mut watch) => Err(end),
+            end = plan::changed(files) => Err(end),
         }
     });
     // A file that is being read, or an API server that is silent, holds nobody up.
@@ -311,6 +323,7 @@ fn options(paths: Paths, args: RunArgs) -> anyhow::Result<Options> {
         cgroup_path: args.sockets.cgroup_path,
         healthz: args.healthz_bind_address,
         metrics: args.metrics_bind_address,
+        metrics_max_services: args.of_metrics.max_services(),
         sync_period: args.sync_period,
         min_sync_period: args.min_sync_period,
         bind_address_hard_fail: args.bind_address_hard_fail,

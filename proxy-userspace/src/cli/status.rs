@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use aya::util::nr_cpus;
 use proxy_common::abi::{BackendState, Frontend, Side, Verdict};
 use serde::Serialize;
 
@@ -12,8 +13,10 @@ use super::{Error, Paths, ReadArgs, block_on, print, table};
 use crate::devices::monitor;
 use crate::loader::attach::{self, SIDES};
 use crate::loader::lock::Lock;
+use crate::loader::sizes;
 use crate::loader::{SocketHook, cgroup};
 use crate::maps::{MapFailure, Maps};
+use crate::model::Problem;
 use crate::node::SocketLb;
 use crate::sockets::Counts;
 use crate::status::{self as file, PodsStatus, ResourceStatus, SocketEdgeStatus, Status};
@@ -31,6 +34,8 @@ struct View {
     /// The programs of the socket edge that are attached.
     socket_programs: Vec<SocketProgramView>,
     maps: Vec<FillView>,
+    /// Maps that are full, or will be soon.
+    full: Vec<Problem>,
     outcomes: Vec<OutcomeView>,
 }
 
@@ -83,6 +88,8 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
     };
     let mut reasons = reasons(running, daemon.as_ref(), maps.is_some(), &attached);
     reasons.extend(socket_reasons(daemon.as_ref(), &socket_programs));
+    let n_cpus = nr_cpus().unwrap_or(1);
+    let fills = maps.as_ref().map(fills).transpose()?.unwrap_or_default();
     let view = View {
         healthy: reasons.is_empty(),
         reasons,
@@ -90,7 +97,11 @@ pub(super) fn status(paths: &Paths, args: &ReadArgs) -> Result<ExitCode, Error> 
         daemon,
         attached,
         socket_programs,
-        maps: maps.as_ref().map(fills).transpose()?.unwrap_or_default(),
+        full: fills
+            .iter()
+            .filter_map(|fill| crowding(fill, n_cpus))
+            .collect(),
+        maps: fills,
         outcomes: maps.as_ref().map(outcomes).transpose()?.unwrap_or_default(),
     };
     print(args.output, &view, text);
@@ -229,6 +240,10 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
     let fragments = count(&mut maps.fragments.keys().map(Result::err))?;
     let sockets = count(&mut maps.sockets.keys().map(Result::err))?;
     let datagrams = count(&mut maps.datagrams.keys().map(Result::err))?;
+    let networks = count(&mut maps.networks.keys().map(Result::err))?;
+    let devices = count(&mut maps.devices.keys().map(Result::err))?;
+    let clients = count(&mut maps.clients.keys().map(Result::err))?;
+    let pods = count(&mut maps.pods.keys().map(Result::err))?;
     let n_used = blocks.iter().map(|(_, n)| *n as usize).sum();
     Ok(vec![
         fill("FRONTENDS", contents.frontends.len(), maps.frontends.size()),
@@ -238,6 +253,8 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
             contents.source_ranges.len(),
             maps.source_ranges.size(),
         ),
+        fill("NETWORKS", networks, maps.networks.size()),
+        fill("DEVICES", devices, maps.devices.size()),
         fill("SLOTS", n_used, maps.slots.size()),
         fill("BACKENDS", n_backends, maps.backends.size()),
         fill("SERVICES", contents.services.len(), maps.services.size()),
@@ -246,7 +263,52 @@ fn fills(maps: &Maps) -> Result<Vec<FillView>, MapFailure> {
         fill("FRAGMENTS", fragments, maps.fragments.size()),
         fill("SOCKETS", sockets, maps.sockets.size()),
         fill("DATAGRAMS", datagrams, maps.datagrams.size()),
+        fill("CLIENTS", clients, maps.clients.size()),
+        fill("PODS", pods, maps.pods.size()),
     ])
+}
+
+/// A map of which nine tenths are used, with what becomes of those that find no room.
+fn crowding(fill: &FillView, n_cpus: usize) -> Option<Problem> {
+    let FillView {
+        map,
+        entries,
+        capacity,
+    } = fill;
+    if capacity.saturating_sub(*entries) > slack(map, *capacity, n_cpus) {
+        return None;
+    }
+    let consequence = match *map {
+        "FLOWS" => "the flows that were silent longest are forgotten for new ones",
+        "AFFINITY" => "the clients that were silent longest are forgotten for new ones",
+        "FRAGMENTS" => "the oldest datagrams in pieces are forgotten for new ones",
+        "DATAGRAMS" => "the correspondences that were silent longest are forgotten for new ones",
+        "SOCKETS" => "sockets that find no room are served by packet",
+        "CLIENTS" | "PODS" => "pods that find no room are served by packet",
+        "DEVICES" | "NETWORKS" => "those that find no room are named",
+        _ => "a Service that finds no room stays as it is, and is named",
+    };
+    let raise = sizes::setting(map).map(|setting| format!("; raise {setting}"));
+    Some(Problem {
+        subject: format!("map {map}"),
+        message: format!(
+            "{entries} of {capacity} entries are used; {consequence}{}",
+            raise.unwrap_or_default()
+        ),
+    })
+}
+
+/// How many entries are still free when a map is crowded. Of an LRU map each CPU sets some aside:
+/// it begins to forget before they are used.
+fn slack(map: &str, capacity: u32, n_cpus: usize) -> u32 {
+    /// Of `kernel/bpf/bpf_lru_list.c`.
+    const SET_ASIDE: u32 = 128;
+    let tenth = capacity / 10;
+    if !sizes::is_lru(map) {
+        return tenth;
+    }
+    let set_aside = u32::try_from(n_cpus).map_or(u32::MAX, |n| n.saturating_mul(SET_ASIDE));
+    tenth.max(set_aside.min(capacity / 2))
 }
 
 const fn n_slots(frontend: &Frontend) -> u32 {
@@ -323,6 +385,7 @@ fn text(view: &View) -> String {
     }
     let problems = view.daemon.iter().flat_map(|daemon| &daemon.problems);
     let rows: Vec<_> = problems
+        .chain(&view.full)
         .map(|problem| vec![problem.subject.clone(), problem.message.clone()])
         .collect();
     if !rows.is_empty() {
@@ -336,6 +399,7 @@ fn headline(view: &View) -> String {
         .daemon
         .as_ref()
         .map_or(0, |daemon| daemon.problems.len());
+    let n_problems = n_problems + view.full.len();
     match (view.healthy, n_problems) {
         (true, 0) => "healthy".to_owned(),
         (true, 1) => "healthy, with a problem".to_owned(),
@@ -459,7 +523,6 @@ mod tests {
 
     use super::*;
     use crate::loader::attach::Method;
-    use crate::model::Problem;
 
     fn daemon() -> Status {
         Status {
@@ -571,6 +634,7 @@ mod tests {
             attached: Vec::new(),
             socket_programs: Vec::new(),
             maps: Vec::new(),
+            full: Vec::new(),
             outcomes: Vec::new(),
         };
         let rows: Vec<_> = overview(&view, 1000)
@@ -580,6 +644,34 @@ mod tests {
             .collect();
         let shown = ["pods: nothing known for 60s", "services: no news for 0ms"];
         assert_eq!(rows, shown);
+    }
+
+    #[test]
+    fn a_map_is_crowded_when_nine_tenths_are_used() {
+        let fill = |map, entries| FillView {
+            map,
+            entries,
+            capacity: 1000,
+        };
+        let crowding = |fill: &FillView| crowding(fill, 1);
+        assert_eq!(crowding(&fill("SOCKETS", 899)), None);
+        assert!(crowding(&fill("SOCKETS", 900)).is_some());
+        // 128 are set aside.
+        assert_eq!(crowding(&fill("FLOWS", 871)), None);
+        assert!(crowding(&fill("FLOWS", 872)).is_some());
+        let problem = crowding(&fill("FLOWS", 900)).unwrap();
+        assert_eq!(problem.subject, "map FLOWS");
+        assert_eq!(
+            problem.message,
+            "900 of 1000 entries are used; the flows that were silent longest are forgotten for \
+             new ones; raise --max-flows (maxFlows)"
+        );
+        let problem = crowding(&fill("SOCKETS", 1000)).unwrap();
+        assert!(
+            problem
+                .message
+                .contains("served by packet; raise --max-sockets (maxSockets)")
+        );
     }
 
     #[test]
@@ -603,6 +695,7 @@ mod tests {
                 entries: 1,
                 capacity: 8,
             }],
+            full: Vec::new(),
             outcomes: vec![OutcomeView {
                 outcome: "drop",
                 reason: "write",

@@ -31,6 +31,21 @@ enum Kind {
     List,
 }
 
+impl Kind {
+    const fn value_name(self) -> &'static str {
+        match self {
+            Self::Text => "TEXT",
+            Self::Bool => BOOL,
+            Self::Int | Self::Float => "N",
+            Self::Time => "TIME",
+            Self::List => "TEXT,…",
+        }
+    }
+}
+
+/// What kube-proxy's flags are shown under.
+pub const HEADING: &str = "kube-proxy's flags: what they mean here is in docs/configuration.md";
+
 /// kube-proxy's flags that are options: beside `--config` they do not count.
 pub(super) const SAME: [&str; 12] = [
     "bind-address-hard-fail",
@@ -190,8 +205,14 @@ impl Flag {
         let arg = Arg::new(self.name)
             .long(self.name)
             .action(ArgAction::Set)
-            .value_parser(|text: &str| self.read(text).map(|_| text.to_owned()))
-            .hide(true);
+            .value_name(self.kind.value_name())
+            .help(match self.path {
+                "" => "See docs/configuration.md".to_owned(),
+                path => format!("The field {path}"),
+            })
+            .help_heading(HEADING)
+            .hide_short_help(true)
+            .value_parser(|text: &str| self.read(text).map(|_| text.to_owned()));
         match self.kind {
             Kind::Bool => switch(arg),
             _ if self.name == "v" => arg.short('v'),
@@ -210,7 +231,7 @@ pub fn switch(arg: Arg) -> Arg {
 }
 
 /// The name of a switch's value.
-pub const BOOL: &str = "BOOL";
+pub(super) const BOOL: &str = "BOOL";
 
 /// Has a command take [`FLAGS`]. They are read by name from its matches.
 #[derive(Clone, Copy, Debug)]

@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
-use serde_json::Value;
 
 use super::document::{File, FileError};
-use super::kube_proxy::{self, Settings, with_port};
+use super::fields::Fields;
+use super::kube_proxy::{Settings, with_port};
 use super::translate::Translated;
-use super::{InForce, SAME_NODE_HINTS, Setting, beeline, dangers, flags, translate};
+use super::{InForce, SAME_NODE_HINTS, Seen, Setting, beeline, dangers, flags, translate};
 use crate::conntrack_gc::Timeouts;
 
 /// The configuration cannot be used.
@@ -64,15 +64,6 @@ type Layer = BTreeMap<String, Vec<Given>>;
 /// The option whose values are of the form `STATE=TIME`: each state has a value of its own.
 const TIMEOUT: &str = "timeout";
 
-/// kube-proxy's fields.
-#[derive(Default)]
-struct Fields {
-    values: Vec<(String, Value)>,
-    from: BTreeMap<String, String>,
-    /// Flags that stand for no field.
-    without_meaning: Vec<String>,
-}
-
 impl Asked<'_> {
     /// Reads the files and finds what is in force.
     ///
@@ -88,7 +79,7 @@ impl Asked<'_> {
         let file = self.path("config").map(|path| File::read(&path));
         let file = file.transpose()?;
         let mut not_counted = Vec::new();
-        let fields = self.fields(file.as_ref(), &mut not_counted)?;
+        let fields = Fields::read(self, file.as_ref(), &mut not_counted)?;
         let mut kube_proxy = Settings::new(&fields.values);
         if let Err((path, message)) = kube_proxy.validate() {
             return Err(fields.fault(file.as_ref(), path, message));
@@ -103,6 +94,7 @@ impl Asked<'_> {
             &mut layer,
             self.of_command_line(&kube_proxy, &mut not_counted),
         );
+        let files = self.seen(file, own);
         let settings = self.settings(&layer);
         put_back(&mut kube_proxy, &settings);
         let mut without_meaning = fields.without_meaning(&used);
@@ -124,7 +116,7 @@ impl Asked<'_> {
                 settings,
                 kube_proxy,
                 notes,
-                files: file.into_iter().chain(own).collect(),
+                files,
             },
         })
     }
@@ -136,7 +128,7 @@ impl Asked<'_> {
     }
 
     /// What the command line says of an option.
-    fn raw(&self, option: &str) -> Vec<OsString> {
+    pub(super) fn raw(&self, option: &str) -> Vec<OsString> {
         let arg = self.arg(option);
         let id = arg.map(|arg| arg.get_id().as_str()).unwrap_or_default();
         if arg.is_none() || self.matches.value_source(id) != Some(ValueSource::CommandLine) {
@@ -149,43 +141,6 @@ impl Asked<'_> {
     fn arg(&self, option: &str) -> Option<&Arg> {
         let mut args = self.command.get_arguments();
         args.find(|arg| arg.get_long() == Some(option))
-    }
-
-    /// kube-proxy's fields by its file and flags.
-    fn fields(
-        &self,
-        file: Option<&File>,
-        not_counted: &mut Vec<String>,
-    ) -> Result<Fields, FileError> {
-        let mut fields = Fields::default();
-        if let Some(file) = file {
-            for (path, value) in kube_proxy::fields(file)? {
-                let from = format!("{}: {path}", file.path.display());
-                fields.put(path, value, from);
-            }
-        }
-        let given = flags::FLAGS.iter().filter_map(|flag| {
-            let text = self.raw(flag.name).pop()?.into_string().ok()?;
-            Some((flag, flag.read(&text).ok()?))
-        });
-        let given: Vec<_> = given.collect();
-        let mode = given.iter().find(|(flag, _)| flag.path == "mode");
-        let is_nftables = mode.is_some_and(|(_, mode)| mode == "nftables");
-        for (flag, value) in given {
-            let name = format!("--{}", flag.name);
-            let path = match flag.path.strip_prefix("iptables.") {
-                Some(rest) if is_nftables && rest.ends_with("Period") => format!("nftables.{rest}"),
-                Some(_) | None => flag.path.to_owned(),
-            };
-            if file.is_some() && !flag.is_of_logs {
-                not_counted.push(name);
-            } else if !path.is_empty() {
-                fields.put(path, value, name);
-            } else if !flag.name.ends_with("-port") {
-                fields.without_meaning.push(name);
-            }
-        }
-        Ok(fields)
     }
 
     /// The options that kube-proxy's fields stand for. Its defaults count if it is to be stood in
@@ -234,6 +189,16 @@ impl Asked<'_> {
             Some(path) => File::read(&path).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// What is to be looked after.
+    fn seen(&self, file: Option<File>, own: Option<File>) -> Vec<Seen> {
+        let beside = match (&own, &file) {
+            (None, Some(file)) => Some(Seen::missing(file.path.with_file_name(beeline::FILE_NAME))),
+            _ => None,
+        };
+        let files = file.into_iter().chain(own).map(Seen::from);
+        files.chain(beside).collect()
     }
 
     fn of_file(&self, file: &File) -> Result<Layer, FileError> {
@@ -450,37 +415,4 @@ fn other_gates(settings: &[Setting]) -> Vec<String> {
 
 fn join(names: &[String]) -> String {
     names.join(", ")
-}
-
-impl Fields {
-    fn put(&mut self, path: String, value: Value, from: String) {
-        self.values.retain(|(earlier, _)| *earlier != path);
-        self.values.push((path.clone(), value));
-        drop(self.from.insert(path, from));
-    }
-
-    /// Where the blame for a field lies.
-    fn fault(&self, file: Option<&File>, path: String, message: String) -> ConfigError {
-        let flag = self.from.get(&path).filter(|from| from.starts_with("--"));
-        match (file, flag) {
-            (Some(file), None) => self.of_file(&file.path, &path, message),
-            (_, flag) => ConfigError::Flag {
-                flag: flag.cloned().unwrap_or(path),
-                message,
-            },
-        }
-    }
-
-    fn of_file(&self, file: &Path, path: &str, message: String) -> ConfigError {
-        ConfigError::File(FileError::field(file, path, message))
-    }
-
-    fn without_meaning(&self, used: &BTreeSet<String>) -> Vec<String> {
-        let paths = translate::without_meaning(self.values.iter(), used);
-        let named = paths.into_iter().map(|path| match self.from.get(path) {
-            Some(flag) if flag.starts_with("--") => flag.clone(),
-            Some(_) | None => path.to_owned(),
-        });
-        named.chain(self.without_meaning.iter().cloned()).collect()
-    }
 }

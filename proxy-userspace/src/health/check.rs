@@ -111,6 +111,7 @@ mod tests {
             family: Family::of(endpoints[0].address),
             ports: ports.iter().map(port).collect(),
             endpoints,
+            changed_at: Default::default(),
         }
     }
 

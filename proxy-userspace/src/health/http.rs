@@ -11,13 +11,15 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{self, BoxFuture};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -26,8 +28,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::Problems;
 
-/// How long a connection may take.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection may take, if the server has no other limit; and for how long its head may
+/// be waited for in any case.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// Until an address that could not be bound is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 /// Bytes of a request's head; hyper has no lower limit.
@@ -42,7 +45,12 @@ const BACKLOG: i32 = 128;
 /// An answer to a request.
 pub type Answer = Response<Full<Bytes>>;
 /// What makes answers. It does not block.
-pub(crate) type Handler = Arc<dyn Fn(&Parts) -> Answer + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(Parts) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// A handler that has its answers at once.
+pub(crate) fn at_once(handler: impl Fn(&Parts) -> Answer + Send + Sync + 'static) -> Handler {
+    Arc::new(move |parts| future::ready(handler(&parts)).boxed())
+}
 
 /// Where a server listens, from a command line: `ADDRESS:PORT`, or empty for nowhere.
 ///
@@ -129,10 +137,19 @@ impl Connections {
 }
 
 /// Answers what comes to `listener`, for ever.
-pub(super) async fn serve(listener: TcpListener, handler: Handler, connections: Arc<Connections>) {
+///
+/// A conversation may take as long as `deadline` says.
+pub(super) async fn serve(
+    listener: TcpListener,
+    handler: Handler,
+    connections: Arc<Connections>,
+    deadline: Duration,
+) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connections.admit(converse(stream, Arc::clone(&handler))),
+            Ok((stream, _)) => {
+                connections.admit(converse(stream, Arc::clone(&handler), deadline));
+            }
             // The client is gone again, or there is no file descriptor left: then others must end
             // first.
             Err(error) => {
@@ -144,13 +161,16 @@ pub(super) async fn serve(listener: TcpListener, handler: Handler, connections: 
 }
 
 /// One request and its answer.
-async fn converse(stream: TcpStream, handler: Handler) {
+async fn converse(stream: TcpStream, handler: Handler, deadline: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = Arc::clone(&handler);
         async move {
             let (parts, body) = request.into_parts();
             discard(body).await;
-            Ok::<_, Infallible>(handler(&parts))
+            if is_about_all(&parts) {
+                return Ok::<_, Infallible>(Answer::default());
+            }
+            Ok(handler(parts).await)
         }
     });
     let connection = http1::Builder::new()
@@ -160,11 +180,54 @@ async fn converse(stream: TcpStream, handler: Handler) {
         .timer(TokioTimer::new())
         .header_read_timeout(DEADLINE)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(DEADLINE, connection).await {
+    match tokio::time::timeout(deadline, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("serving a connection: {error}"),
         Err(_) => tracing::debug!("serving a connection took too long"),
     }
+}
+
+/// `OPTIONS *`, which Go's servers answer by themselves.
+fn is_about_all(parts: &Parts) -> bool {
+    parts.method == Method::OPTIONS && parts.uri.path() == "*"
+}
+
+/// The answer to a path that Go's `ServeMux` would clean: where it is found instead.
+pub(crate) fn redirect(uri: &Uri) -> Option<Answer> {
+    let path = uri.path();
+    let clean = clean(path);
+    if clean == path {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}"));
+    let location = clean + &query.unwrap_or_default();
+    // Anything else than ASCII is encoded in a URI, and so are quotes and brackets.
+    let value = HeaderValue::try_from(&location).ok()?;
+    let kind = "text/html; charset=utf-8";
+    let body = format!("<a href=\"{location}\">Moved Permanently</a>.\n\n");
+    let mut answer = answer(StatusCode::MOVED_PERMANENTLY, kind, body);
+    let headers = answer.headers_mut();
+    let _nosniff = headers.remove(X_CONTENT_TYPE_OPTIONS);
+    headers.insert(LOCATION, value);
+    Some(answer)
+}
+
+/// A path without empty, `.` and `..` segments. A slash at its end stays.
+fn clean(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(kept.pop()),
+            segment => kept.push(segment),
+        }
+    }
+    let end = if kept.is_empty() || !path.ends_with('/') {
+        ""
+    } else {
+        "/"
+    };
+    format!("/{}{end}", kept.join("/"))
 }
 
 /// Reads a body, since closing a socket with unread bytes would reset the connection under the
@@ -179,11 +242,34 @@ async fn discard(mut body: Incoming) {
     }
 }
 
+/// An address that can't be listened at.
+#[derive(Debug, thiserror::Error)]
+#[error("{option}: cannot listen at the {name} address {address}")]
+pub struct BindError {
+    /// Whose address it is.
+    name: &'static str,
+    /// The option that gave it.
+    option: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// What a server on one address is called and how long its conversations may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Service {
+    /// As problems call it.
+    pub(crate) name: &'static str,
+    /// The option that gives its address.
+    pub(crate) option: &'static str,
+    /// How long a connection may take.
+    pub(crate) deadline: Duration,
+}
+
 /// A server on one address, tried again and again until the address can be had. It stops when
 /// dropped.
 #[derive(Debug)]
 pub(crate) struct FixedServer {
-    address: Option<SocketAddr>,
+    address: Result<SocketAddr, BindError>,
     task: JoinHandle<()>,
 }
 
@@ -191,17 +277,19 @@ impl FixedServer {
     /// Connections that each server may have.
     const CONNECTIONS: usize = 128;
 
-    /// Listens at once if it can. `name` is how `problems` calls it.
+    /// Listens at once if it can.
     pub(crate) fn start(
-        name: &'static str,
+        service: Service,
         bind: SocketAddr,
         handler: Handler,
         problems: Problems,
     ) -> Self {
         let connections = Connections::new(Self::CONNECTIONS);
-        let subject = format!("{name} address {bind}");
-        let first = listen(bind, Unspecified::BothFamilies);
-        let address = first.as_ref().ok().and_then(|it| it.local_addr().ok());
+        let subject = format!("{} address {bind}", service.name);
+        let (first, address) = match listen_at(bind) {
+            Ok((listener, address)) => (Ok(listener), Ok(address)),
+            Err(error) => (Err(error.to_string()), Err(service.refused(bind, error))),
+        };
         let task = async move {
             let mut opened = first;
             let listener = loop {
@@ -210,11 +298,13 @@ impl FixedServer {
                     Err(error) => problems.set(&subject, Some(format!("cannot listen: {error}"))),
                 }
                 tokio::time::sleep(RETRY).await;
-                opened = listen(bind, Unspecified::BothFamilies);
+                opened = listen_at(bind)
+                    .map(|(listener, _)| listener)
+                    .map_err(|error| error.to_string());
             };
             problems.set(&subject, None);
             tracing::info!("listening at the {subject}");
-            serve(listener, handler, connections).await;
+            serve(listener, handler, connections, service.deadline).await;
         };
         Self {
             address,
@@ -224,8 +314,39 @@ impl FixedServer {
 
     /// Where it listens since its start.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
+        self.address.as_ref().ok().copied()
     }
+
+    /// The same server, if it listens since its start.
+    ///
+    /// # Errors
+    /// If the address could not be had then.
+    pub(crate) fn at_once(mut self) -> Result<Self, BindError> {
+        match std::mem::replace(&mut self.address, Ok(([0; 4], 0).into())) {
+            Ok(address) => {
+                self.address = Ok(address);
+                Ok(self)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Service {
+    fn refused(self, address: SocketAddr, source: io::Error) -> BindError {
+        BindError {
+            name: self.name,
+            option: self.option,
+            address,
+            source,
+        }
+    }
+}
+
+fn listen_at(bind: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = listen(bind, Unspecified::BothFamilies)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 impl Drop for FixedServer {
@@ -269,4 +390,31 @@ pub(crate) fn text(status: StatusCode, line: &str) -> Answer {
 /// There is nothing at this path.
 pub fn not_found() -> Answer {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_as_gos_mux_does() {
+        let location = |uri: &str| {
+            let answer = redirect(&uri.parse().unwrap())?;
+            assert_eq!(answer.status(), 301);
+            let location = answer.headers()[LOCATION].to_str().unwrap();
+            Some(location.to_owned())
+        };
+        for uri in ["/", "/livez", "/livez/", "/a/b?c=//d", "/..a"] {
+            assert_eq!(location(uri), None, "{uri}");
+        }
+        for (uri, expected) in [
+            ("//livez", "/livez"),
+            ("/./livez", "/livez"),
+            ("/a/../livez?x=1", "/livez?x=1"),
+            ("/../..", "/"),
+            ("/a//", "/a/"),
+        ] {
+            assert_eq!(location(uri).as_deref(), Some(expected), "{uri}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::http::{
-    Answer, Connections, Handler, RETRY, Unspecified, lacks_family, listen, serve, verdict,
-    with_number,
+    Answer, Connections, DEADLINE, Handler, RETRY, Unspecified, at_once, lacks_family, listen,
+    serve, verdict, with_number,
 };
 use super::{CheckAnswer, Health, Listener, Problems};
 use crate::model::ObjectName;
@@ -106,7 +106,7 @@ impl NodePorts {
                     listener.service
                 );
                 let handler = handler(self.health.clone(), &listener);
-                let task = serve(socket, handler, Arc::clone(&self.connections));
+                let task = serve(socket, handler, Arc::clone(&self.connections), DEADLINE);
                 self.open.insert(listener, tokio::spawn(task));
             }
             // There is nobody who could ask (rule R155).
@@ -145,7 +145,7 @@ fn subject(service: &ObjectName) -> String {
 fn handler(health: Health, listener: &Listener) -> Handler {
     let service = listener.service.clone();
     let family = Family::of(listener.address.ip());
-    Arc::new(move |_| {
+    at_once(move |_| {
         let check = health.look(|state, now| state.check(&service, family, now));
         check_answer(&service, check)
     })

@@ -1,15 +1,25 @@
-//! `/healthz` and `/livez`.
+//! `/healthz`, `/livez` and `/readyz`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::http::{Answer, FixedServer, not_found, verdict};
+use super::http::{
+    Answer, BindError, DEADLINE, FixedServer, Service, at_once, not_found, redirect, text, verdict,
+};
 use super::{Health, Problems, ProxyHealth};
+use crate::clock::wall;
 use crate::metrics::{Metrics, Probe};
+
+const SERVICE: Service = Service {
+    name: "healthz",
+    option: "--healthz-bind-address",
+    deadline: DEADLINE,
+};
 
 /// The time of what never was, as kube-proxy writes it.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -34,10 +44,23 @@ impl Server {
         let handler = move |parts: &http::request::Parts| match parts.uri.path() {
             "/healthz" => count(&metrics, Probe::Healthz, healthz(&proxy(&health))),
             "/livez" => count(&metrics, Probe::Livez, livez(&proxy(&health))),
-            _ => not_found(),
+            "/readyz" => readyz(health.unready().as_deref()),
+            _ => redirect(&parts.uri).unwrap_or_else(not_found),
         };
-        let server = FixedServer::start("healthz", bind, Arc::new(handler), problems);
-        Self(server)
+        Self(FixedServer::start(
+            SERVICE,
+            bind,
+            at_once(handler),
+            problems,
+        ))
+    }
+
+    /// The same server, if it listens since its start.
+    ///
+    /// # Errors
+    /// If the address could not be had then.
+    pub fn at_once(self) -> Result<Self, BindError> {
+        self.0.at_once().map(Self)
     }
 
     /// Where it listens; `None` if the address was taken when it started.
@@ -58,15 +81,24 @@ fn count(metrics: &Metrics, probe: Probe, answer: Answer) -> Answer {
 /// What `/healthz` says (rules R130, R134, R135).
 pub fn healthz(proxy: &ProxyHealth) -> Answer {
     let is_good = proxy.is_healthy && proxy.is_node_eligible;
-    let mut body = body(proxy, is_good, SystemTime::now());
+    let mut body = body(proxy, is_good, wall());
     body.insert("nodeEligible".to_owned(), proxy.is_node_eligible.into());
     verdict(is_good, &body.into())
 }
 
 /// What `/livez` says (rules R131, R135).
 pub fn livez(proxy: &ProxyHealth) -> Answer {
-    let body = body(proxy, proxy.is_healthy, SystemTime::now());
+    let body = body(proxy, proxy.is_healthy, wall());
     verdict(proxy.is_healthy, &body.into())
+}
+
+/// What `/readyz` says, which kube-proxy does not have: whether what is in force follows the
+/// cluster. It is no reason to keep traffic away.
+pub fn readyz(unready: Option<&str>) -> Answer {
+    match unready {
+        None => text(StatusCode::OK, "ok"),
+        Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
+    }
 }
 
 /// The members that both have (rule R135).

@@ -16,6 +16,8 @@ pub struct State {
     families: BTreeMap<Family, Progress>,
     /// Of the Node object, once it was seen.
     is_eligible: bool,
+    /// Whether what was known first is in force.
+    is_in_force: bool,
     checks: BTreeMap<ObjectName, HealthCheck>,
     addresses: BTreeSet<IpAddr>,
     version: u64,
@@ -78,6 +80,7 @@ impl State {
             patience: 2 * sync_period,
             families: BTreeMap::from(Family::ALL.map(|family| (family, Progress::default()))),
             is_eligible: false,
+            is_in_force: false,
             checks: BTreeMap::new(),
             addresses: [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()].into(),
             version: 0,
@@ -88,6 +91,16 @@ impl State {
     pub fn changed(&mut self, family: Family, now: Instant) {
         let progress = self.families.entry(family).or_default();
         progress.waiting = progress.waiting.or(Some(now));
+    }
+
+    /// What was known first is in force.
+    pub fn set_in_force(&mut self) {
+        self.is_in_force = true;
+    }
+
+    /// Whether what was known first is in force.
+    pub const fn is_in_force(&self) -> bool {
+        self.is_in_force
     }
 
     /// All that is known is in force (rule R133).

@@ -200,6 +200,8 @@ const fn record(
         FlowState::UdpUnreplied
     };
     let flow = Flow {
+        #[cfg(feature = "next-layout")]
+        rehearsed: 0,
         to: connection.asked,
         backend: id,
         generation: backend.generation,

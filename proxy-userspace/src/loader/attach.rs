@@ -128,8 +128,7 @@ pub enum AttachError {
 pub enum Place {
     /// They take their place, in one step.
     Instead,
-    /// They see what those leave alone, until [`settle`] lets them take their place. TCX only: with
-    /// clsact they take it at once.
+    /// They see what those leave alone, until [`settle`] lets them take their place.
     Behind,
 }
 
@@ -241,15 +240,28 @@ pub fn forget(pins: &Pins, index: u32) -> Result<bool, AttachError> {
     Ok(was_there)
 }
 
-/// Lets programs that were attached behind a predecessor's take its place: with the pin goes the
-/// link, and with the link the program, in one step at each side of each device.
+/// Lets programs that were attached behind a predecessor's take its place: with a link's pin goes
+/// the link, and with the link the program, in one step at each side of each device. `programs` are
+/// those that stay.
 ///
 /// # Errors
-/// If a pin cannot be renamed.
-pub fn settle(pins: &Pins) -> Result<(), AttachError> {
-    new_links(pins)?
-        .into_iter()
-        .try_for_each(|(index, side)| settle_at(pins, index, side))
+/// If a pin cannot be renamed, or the kernel refuses.
+pub(super) async fn settle(
+    pins: &Pins,
+    netlink: &rtnetlink::Handle,
+    devices: &[Device],
+    programs: &Programs,
+) -> Result<(), AttachError> {
+    for (index, side) in new_links(pins)? {
+        settle_at(pins, index, side)?;
+    }
+    for device in devices {
+        for side in SIDES {
+            let settled = clsact::settle(netlink, device.index, side, programs).await;
+            settled.map_err(|source| clsact_error(device, side, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes off again what was attached behind a predecessor's programs.
@@ -363,7 +375,7 @@ impl Site<'_> {
             Method::Clsact => {
                 let _was_there = unpin(self.pins.new_link(self.device.index, side))?;
                 let _was_there = unpin(self.pins.link(self.device.index, side))?;
-                clsact::attach(self.netlink, self.device.index, program)
+                self.filter(place, program)
                     .await
                     .map_err(|source| clsact_error(self.device, side, source))
             }
@@ -375,6 +387,14 @@ impl Site<'_> {
         let had_link = unpin(self.pins.link(self.device.index, side))?;
         let had_filters = self.remove_filters(side).await?;
         Ok(had_link || had_filters)
+    }
+
+    async fn filter(&self, place: Place, program: &Program) -> Result<Change, FilterError> {
+        let (netlink, index) = (self.netlink, self.device.index);
+        match place {
+            Place::Instead => clsact::attach(netlink, index, program).await,
+            Place::Behind => clsact::attach_behind(netlink, index, program).await,
+        }
     }
 
     async fn remove_filters(&self, side: Side) -> Result<bool, AttachError> {

@@ -1,10 +1,14 @@
 //! Filters at the qdisc `clsact`, for kernels without TCX.
 //!
 //! Ours have a fixed priority and handle on each side of a device, so that a new program takes
-//! the place of the old one in one step, and are named after their program.
+//! the place of the old one in one step, and are named after their program. While old and new
+//! programs are both needed, there is a second one, next to the first: on ingress, where nothing
+//! can be before the first, it has the new program until that takes its place; on egress, where
+//! nothing can be behind it, it has the old one.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use aya::programs::{ProgramError, ProgramFd, loaded_programs};
 use futures::StreamExt as _;
 use proxy_common::abi::Side;
 use rtnetlink::Handle;
@@ -17,7 +21,7 @@ use rtnetlink::packet_route::tc::{
 };
 
 use super::attach::Change;
-use super::programs::{self, Program};
+use super::programs::{self, Program, Programs};
 
 /// Tells our filters from others'; what it is does not matter.
 const HANDLE: u32 = 0xbee;
@@ -29,6 +33,14 @@ const fn priority(side: Side) -> u16 {
     match side {
         Side::Ingress => 1,
         Side::Egress => u16::MAX,
+    }
+}
+
+/// The priority of the second filter.
+const fn second_priority(side: Side) -> u16 {
+    match side {
+        Side::Ingress => priority(side) + 1,
+        Side::Egress => priority(side) - 1,
     }
 }
 
@@ -49,7 +61,7 @@ pub enum FilterError {
         /// What was tried.
         action: &'static str,
     },
-    /// The program is not loaded.
+    /// A program cannot be got hold of.
     #[error(transparent)]
     Program(#[from] aya::programs::ProgramError),
 }
@@ -74,6 +86,12 @@ pub(super) struct Filter {
     pub(super) tag: Option<u64>,
 }
 
+impl Filter {
+    const fn priority(&self) -> u16 {
+        (self.info >> 16) as u16
+    }
+}
+
 /// Sees to it that `program` is at its side of the device.
 pub(super) async fn attach(
     netlink: &Handle,
@@ -81,14 +99,14 @@ pub(super) async fn attach(
     program: &Program,
 ) -> Result<Change, FilterError> {
     let present = filters(netlink, index, program.kind.side()).await?;
-    if present.iter().any(|filter| filter.program == program.id) {
+    let is_first = |filter: &&Filter| filter.priority() == priority(program.kind.side());
+    let first = present.iter().find(is_first);
+    if first.is_some_and(|filter| filter.program == program.id) {
         return Ok(Change::Unchanged);
     }
     add_qdisc(netlink, index).await?;
-    let mut message = message(index, program.kind.side());
-    message.attributes = attributes(program)?;
-    let new = RouteNetlinkMessage::NewTrafficFilter(message);
-    let _answers = request(netlink, "adding the filter", new, NLM_F_ACK | NLM_F_CREATE).await?;
+    let side = program.kind.side();
+    put(netlink, index, program, (side, priority(side))).await?;
     Ok(if present.is_empty() {
         Change::Created
     } else {
@@ -96,15 +114,116 @@ pub(super) async fn attach(
     })
 }
 
+/// Sees to it that `program` is behind whatever program of ours is at its side of the device.
+pub(super) async fn attach_behind(
+    netlink: &Handle,
+    index: u32,
+    program: &Program,
+) -> Result<Change, FilterError> {
+    let side = program.kind.side();
+    let present = filters(netlink, index, side).await?;
+    let find = |priority| present.iter().find(|it| it.priority() == priority);
+    let Some(first) = find(priority(side)) else {
+        return attach(netlink, index, program).await;
+    };
+    if first.program == program.id {
+        return Ok(Change::Unchanged);
+    }
+    let second = find(second_priority(side));
+    match side {
+        Side::Ingress => {
+            let there = (side, second_priority(side));
+            put(netlink, index, program, there).await?;
+        }
+        Side::Egress => {
+            if second.is_none() {
+                let old = fd_of(first.program)?;
+                let name = program.kind.name();
+                let attributes = attributes_of(&old, name);
+                put_attributes(netlink, index, attributes, (side, second_priority(side))).await?;
+            }
+            put(netlink, index, program, (side, priority(side))).await?;
+        }
+    }
+    Ok(Change::Replaced)
+}
+
+/// Lets a program that is behind another take its place. `programs` are those that stay.
+pub(super) async fn settle(
+    netlink: &Handle,
+    index: u32,
+    side: Side,
+    programs: &Programs,
+) -> Result<(), FilterError> {
+    let present = filters(netlink, index, side).await?;
+    let second = second_priority(side);
+    let Some(second) = present.iter().find(|it| it.priority() == second) else {
+        return Ok(());
+    };
+    let new = programs.all.iter().find(|it| it.id == second.program);
+    if side == Side::Ingress
+        && let Some(new) = new
+    {
+        // For a moment it is there twice: what the one has translated the other leaves alone.
+        put(netlink, index, new, (side, priority(side))).await?;
+    }
+    remove(netlink, index, side, second).await
+}
+
+/// Puts a program at this side and priority, in place of what is there.
+async fn put(
+    netlink: &Handle,
+    index: u32,
+    program: &Program,
+    place: (Side, u16),
+) -> Result<(), FilterError> {
+    let attributes = attributes(program)?;
+    put_attributes(netlink, index, attributes, place).await
+}
+
+async fn put_attributes(
+    netlink: &Handle,
+    index: u32,
+    attributes: Vec<TcAttribute>,
+    (side, priority): (Side, u16),
+) -> Result<(), FilterError> {
+    let mut message = message(index, side, priority);
+    message.attributes = attributes;
+    let new = RouteNetlinkMessage::NewTrafficFilter(message);
+    request(netlink, "adding the filter", new, NLM_F_ACK | NLM_F_CREATE)
+        .await
+        .map(drop)
+}
+
+async fn remove(
+    netlink: &Handle,
+    index: u32,
+    side: Side,
+    filter: &Filter,
+) -> Result<(), FilterError> {
+    let mut message = message(index, side, filter.priority());
+    message.header.handle = filter.handle;
+    message.header.info = filter.info;
+    let delete = RouteNetlinkMessage::DelTrafficFilter(message);
+    request(netlink, "removing the filter", delete, NLM_F_ACK)
+        .await
+        .map(drop)
+}
+
+/// The program with this number of the kernel's.
+fn fd_of(id: u32) -> Result<ProgramFd, FilterError> {
+    let found = loaded_programs()
+        .filter_map(Result::ok)
+        .find(|info| info.id() == id);
+    let missing = || ProgramError::NotLoaded;
+    Ok(found.ok_or_else(missing)?.fd()?)
+}
+
 /// Removes our filters from one side of the device; says whether there were any.
 pub(super) async fn detach(netlink: &Handle, index: u32, side: Side) -> Result<bool, FilterError> {
     let present = filters(netlink, index, side).await?;
     for filter in &present {
-        let mut message = message(index, side);
-        message.header.handle = filter.handle;
-        message.header.info = filter.info;
-        let delete = RouteNetlinkMessage::DelTrafficFilter(message);
-        let _answers = request(netlink, "removing the filter", delete, NLM_F_ACK).await?;
+        remove(netlink, index, side, filter).await?;
     }
     Ok(!present.is_empty())
 }
@@ -196,30 +315,34 @@ async fn add_qdisc(netlink: &Handle, index: u32) -> Result<(), FilterError> {
     }
 }
 
-fn message(index: u32, side: Side) -> TcMessage {
+fn message(index: u32, side: Side, priority: u16) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
     message.header.parent = parent(side);
     message.header.handle = TcHandle::from(HANDLE);
     let protocol = ETH_P_ALL.to_be();
     message.header.info = u32::from(TcHandle {
-        major: priority(side),
+        major: priority,
         minor: protocol,
     });
     message
 }
 
 fn attributes(program: &Program) -> Result<Vec<TcAttribute>, FilterError> {
-    let fd = program.classifier.fd()?.as_fd().as_raw_fd();
+    let fd = program.classifier.fd()?;
+    Ok(attributes_of(fd, program.kind.name()))
+}
+
+fn attributes_of(fd: &ProgramFd, name: &str) -> Vec<TcAttribute> {
     let options = [
-        TcFilterBpfOption::ProgFd(fd.cast_unsigned()),
-        TcFilterBpfOption::ProgName(program.kind.name().to_owned()),
+        TcFilterBpfOption::ProgFd(fd.as_fd().as_raw_fd().cast_unsigned()),
+        TcFilterBpfOption::ProgName(name.to_owned()),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
     let options = options.into_iter().map(TcOption::Bpf).collect();
-    Ok(vec![
+    vec![
         TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
         TcAttribute::Options(options),
-    ])
+    ]
 }
 
 const fn parent(side: Side) -> TcHandle {

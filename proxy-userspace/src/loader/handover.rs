@@ -19,14 +19,18 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use bytemuck::Pod;
 use proxy_common::abi::{
-    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, ServiceName, Settings, SettingsFlags, SocketRecord,
+    Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags,
+    ServiceName, Settings, SettingsFlags, SocketClient, SocketRecord,
 };
+use proxy_common::datapath::conntrack::is_over;
 
+use super::attach::AttachError;
 use super::migrate::{self, Origin};
 use super::pins::Pins;
 use super::sizes::{MAPS, Plan, Spec};
-use super::{LoadError, attach, map_info, pin_map, remove_file};
+use super::{LoadError, map_info, pin_map, remove_file};
+use crate::conntrack_gc::now;
 use crate::maps::{List, MapFailure, Table, Trie, wait_for_programs};
 
 /// The map by which programs are told to hand back: old and new ones each need their own.
@@ -100,8 +104,11 @@ impl Handover {
         self.copiers.push((name, copier));
     }
 
-    /// Lets the new programs take the place of the old ones.
-    pub(super) fn finish(mut self, pins: &Pins) -> Result<(), LoadError> {
+    /// Lets the new programs, which `settle` does, take the place of the old ones.
+    pub(super) async fn finish(
+        mut self,
+        settle: impl Future<Output = Result<(), AttachError>>,
+    ) -> Result<(), LoadError> {
         for (settings, hand_back) in &self.settings {
             hand_back(settings)?;
             migrate::step("handed-back");
@@ -112,7 +119,7 @@ impl Handover {
             self.copy()?;
             migrate::step("copied-again");
         }
-        attach::settle(pins)?;
+        settle.await?;
         migrate::step("settled");
         if !self.is_empty() {
             wait_for_programs();
@@ -161,15 +168,19 @@ pub(super) fn hand_back(settings: &Path) -> Result<(), MapFailure> {
 /// What carries the entries of the map `name` over to one of the same shape.
 pub(super) fn copier(name: &'static str, old: &Path, new: &Path) -> Result<Copier, MapFailure> {
     match name {
-        "FRONTENDS" => table::<FrontendKey, Frontend, _>(name, old, new, same, keep),
-        "ADDRESSES" => table::<Addr, AddressFlags, _>(name, old, new, same, keep),
+        "FRONTENDS" => table::<FrontendKey, Frontend, _>(name, old, new, same, Rules::KEEP),
+        "ADDRESSES" => table::<Addr, AddressFlags, _>(name, old, new, same, Rules::KEEP),
         "SOURCE_RANGES" => trie::<[u32; 5], u32>(name, old, new),
-        "SERVICES" => table::<u32, ServiceName, _>(name, old, new, same, keep),
-        "FLOWS" => table::<FlowKey, Flow, _>(name, old, new, same, further),
-        "AFFINITY" => table::<AffinityKey, Affinity, _>(name, old, new, same, keep),
-        "FRAGMENTS" => table::<FragmentKey, FragmentPorts, _>(name, old, new, same, keep),
+        "NETWORKS" => trie::<[u32; 4], NetworkFlags>(name, old, new),
+        "DEVICES" => table::<u32, Device, _>(name, old, new, same, Rules::KEEP),
+        "CLIENTS" => table::<u64, SocketClient, _>(name, old, new, same, Rules::KEEP),
+        "PODS" => table::<u64, PodFlags, _>(name, old, new, same, Rules::KEEP),
+        "SERVICES" => table::<u32, ServiceName, _>(name, old, new, same, Rules::KEEP),
+        "FLOWS" => table::<FlowKey, Flow, _>(name, old, new, same, FLOWS),
+        "AFFINITY" => table::<AffinityKey, Affinity, _>(name, old, new, same, Rules::KEEP),
+        "FRAGMENTS" => table::<FragmentKey, FragmentPorts, _>(name, old, new, same, Rules::KEEP),
         "SOCKETS" => sockets(name, old, new),
-        "DATAGRAMS" => table::<DatagramKey, SocketRecord, _>(name, old, new, same, keep),
+        "DATAGRAMS" => table::<DatagramKey, SocketRecord, _>(name, old, new, same, Rules::KEEP),
         "BACKENDS" => list::<Backend, _>(name, old, new, same),
         "SLOTS" => list::<u32, _>(name, old, new, same),
         SETTINGS => list::<Settings, _>(name, old, new, same),
@@ -182,15 +193,41 @@ const fn same<V>(value: V) -> V {
     value
 }
 
-/// What the new map has stays.
-pub(super) const fn keep<V>(_old: &V, _new: &V) -> Option<V> {
-    None
+/// What is carried over of a hash map.
+pub(super) struct Rules<V> {
+    /// Whether a value is wanted that the new map does not have.
+    is_wanted: fn(&V) -> bool,
+    /// What is to become of the new map's value, if anything, given the old map's and it.
+    merge: fn(&V, &V) -> Option<V>,
+}
+
+impl<V> Rules<V> {
+    /// All is wanted, but what the new map has stays.
+    pub(super) const KEEP: Self = Self {
+        is_wanted: |_| true,
+        merge: |_, _| None,
+    };
+}
+
+/// Those for flows.
+pub(super) const FLOWS: Rules<Flow> = Rules {
+    is_wanted,
+    merge: further,
+};
+
+/// For how long a flow that is over may get a last packet: nanoseconds.
+const LAST_PACKETS: u64 = 1_000_000_000;
+
+/// One that is over needs no record, which might be in the way of another's by now.
+fn is_wanted(flow: &Flow) -> bool {
+    let is_over = FlowState::from_number(flow.state).is_none_or(is_over);
+    !is_over || flow.last_seen.saturating_add(LAST_PACKETS) > now()
 }
 
 /// A flow record as it is to be, if not as in the new map: the later conversation counts, and of
 /// one conversation what has come further, since a record was copied before the old programs saw
 /// its last packets.
-pub(super) fn further(old: &Flow, new: &Flow) -> Option<Flow> {
+fn further(old: &Flow, new: &Flow) -> Option<Flow> {
     if old.created < new.created {
         return None;
     }
@@ -207,14 +244,13 @@ pub(super) fn further(old: &Flow, new: &Flow) -> Option<Flow> {
     (merged != *new).then_some(merged)
 }
 
-/// Carries a hash map over, each value as `convert` makes it. Where the new map has one already,
-/// `merge` says what it is to be instead, if anything.
+/// Carries a hash map over, each value as `convert` makes it, by these rules.
 pub(super) fn table<K, New, Old>(
     name: &'static str,
     old: &Path,
     new: &Path,
     convert: fn(Old) -> New,
-    merge: fn(&New, &New) -> Option<New>,
+    rules: Rules<New>,
 ) -> Result<Copier, MapFailure>
 where
     K: Pod + Send,
@@ -228,13 +264,13 @@ where
         for entry in old.entries() {
             let (key, value) = entry?;
             let value = convert(value);
-            if new.insert_if_absent(&key, &value)? {
-                n_new += 1;
-            } else if let Some(held) = new.get(&key)?
-                && let Some(merged) = merge(&value, &held)
-            {
-                new.insert(&key, &merged)?;
-                n_new += 1;
+            if let Some(held) = new.get(&key)? {
+                if let Some(merged) = (rules.merge)(&value, &held) {
+                    new.insert(&key, &merged)?;
+                    n_new += 1;
+                }
+            } else if (rules.is_wanted)(&value) {
+                n_new += u64::from(new.insert_if_absent(&key, &value)?);
             }
         }
         Ok(n_new)
@@ -325,7 +361,6 @@ fn is_zero<V: Pod>(value: &V) -> bool {
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
-    use proxy_common::abi::FlowState;
 
     use super::*;
 
@@ -350,6 +385,14 @@ mod tests {
         let merged = flow(5, FlowState::TcpTimeWait, 9);
         assert_eq!(further(&later, &closed), Some(merged));
         assert_eq!(further(&copied, &closed), None);
+    }
+
+    #[test]
+    fn a_flow_that_is_over_is_left_behind() {
+        assert!(is_wanted(&flow(1, FlowState::TcpEstablished, 1)));
+        assert!(is_wanted(&flow(1, FlowState::TcpTimeWait, now())));
+        let long_ago = now().saturating_sub(2 * LAST_PACKETS);
+        assert!(!is_wanted(&flow(1, FlowState::TcpTimeWait, long_ago)));
     }
 
     #[test]

@@ -156,14 +156,14 @@ mod rehearsal {
     use bytemuck::{Pod, Zeroable};
     use proxy_common::abi::{Flow, FlowKey, Tuple};
 
-    use super::super::handover::{further, hand_back, table};
+    use super::super::handover::{FLOWS, hand_back, table};
     use super::{Ancestor, Change};
 
     pub(super) const LAYOUT_1: Ancestor = Ancestor {
         version: 1,
         changes: &[Change {
             map: "FLOWS",
-            copier: |old, new| table::<FlowKey, Flow, FlowV1>("FLOWS", old, new, flow, further),
+            copier: |old, new| table::<FlowKey, Flow, FlowV1>("FLOWS", old, new, flow, FLOWS),
         }],
         hand_back,
     };

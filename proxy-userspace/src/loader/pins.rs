@@ -12,6 +12,7 @@
 //!   v<layout>/programs/<digest>/  the programs that are attached, by digest of the object
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -106,6 +107,17 @@ impl Pins {
     /// The pin of the link of a program of the socket edge to its cgroup.
     pub fn socket_link(&self, program: &str) -> PathBuf {
         self.links().join(format!("cgroup-{program}"))
+    }
+
+    /// The names of the socket edge's programs whose links are pinned, in their place or for it.
+    ///
+    /// # Errors
+    /// If the folder is there but cannot be read.
+    pub fn socket_links(&self) -> io::Result<BTreeSet<String>> {
+        let names = file_names(&self.links())?;
+        let names = names.iter().filter_map(|name| name.strip_prefix("cgroup-"));
+        let names = names.map(|name| name.strip_suffix("-new").unwrap_or(name));
+        Ok(names.map(str::to_owned).collect())
     }
 
     /// The pin of such a link until it takes its place. No dots: bpffs refuses them.
@@ -247,7 +259,7 @@ mod tests {
     fn other_layouts_are_found_by_name() {
         let root = tempfile::tempdir().unwrap();
         let pins = Pins::new(root.path());
-        assert_eq!(pins.other_layouts().unwrap(), []);
+        assert!(pins.other_layouts().unwrap().is_empty());
         for name in ["v90", "v9", "links", "v", "vx"] {
             std::fs::create_dir_all(pins.root().join(name)).unwrap();
         }
@@ -268,6 +280,9 @@ mod tests {
         ] {
             std::fs::write(path, "").unwrap();
         }
+        std::fs::write(pins.socket_link("bind4"), "").unwrap();
+        let programs = BTreeSet::from(["bind4", "connect4"].map(str::to_owned));
+        assert_eq!(pins.socket_links().unwrap(), programs);
         assert_eq!(pins.pinned_links().unwrap(), [(7, Side::Ingress)]);
         assert_eq!(pins.new_links().unwrap(), [(7, Side::Egress)]);
     }

@@ -8,6 +8,8 @@ use proxy_common::abi::{
     SourceRangeKey, limits,
 };
 
+use crate::setting::Setting;
+
 /// What a map is made of; what a pinned one must agree with.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Shape {
@@ -72,8 +74,8 @@ pub const MAPS: [Spec; 20] = [
     hash::<FrontendKey, Frontend>("FRONTENDS", Some("--max-frontends")),
     hash::<Addr, AddressFlags>("ADDRESSES", Some("--max-addresses")),
     trie::<SourceRangeKey, u32>("SOURCE_RANGES", Some("--max-source-ranges")),
-    trie::<NetworkKey, NetworkFlags>("NETWORKS", None),
-    hash::<u32, Device>("DEVICES", None),
+    trie::<NetworkKey, NetworkFlags>("NETWORKS", Some("--max-networks")),
+    hash::<u32, Device>("DEVICES", Some("--max-devices")),
     array::<u32>("SLOTS", Some("--max-slots")),
     array::<Backend>("BACKENDS", Some("--max-backends")),
     hash::<u32, ServiceName>("SERVICES", Some("--max-services")),
@@ -83,13 +85,25 @@ pub const MAPS: [Spec; 20] = [
     lru::<FragmentKey, FragmentPorts>("FRAGMENTS", "--max-fragments"),
     hash::<u64, SocketRecord>("SOCKETS", Some("--max-sockets")),
     lru::<DatagramKey, SocketRecord>("DATAGRAMS", "--max-datagrams"),
-    hash::<u64, SocketClient>("CLIENTS", None),
-    hash::<u64, PodFlags>("PODS", None),
+    hash::<u64, SocketClient>("CLIENTS", Some("--max-clients")),
+    hash::<u64, PodFlags>("PODS", Some("--max-pods")),
     array::<SocketSettings>("SOCKET_SETTINGS", None),
     array::<Settings>("SETTINGS", None),
     array::<u32>("CRC_SHIFTS", None),
     per_cpu::<u64>("OUTCOMES", None),
 ];
+
+/// What sets the size of the map `name`; `None`: nothing does.
+pub fn setting(name: &str) -> Option<Setting> {
+    let spec = MAPS.iter().find(|spec| spec.name == name)?;
+    spec.option.map(Setting)
+}
+
+/// Whether the map `name` forgets the least recently used for new ones.
+pub fn is_lru(name: &str) -> bool {
+    let spec = MAPS.iter().find(|spec| spec.name == name);
+    spec.is_some_and(|spec| spec.shape.map_type == MapType::LruHash)
+}
 
 /// Sizes that were asked for; `None`: the default.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -100,6 +114,14 @@ pub struct Sizes {
     pub addresses: Option<u32>,
     /// Entries of `SOURCE_RANGES`.
     pub source_ranges: Option<u32>,
+    /// Entries of `NETWORKS`.
+    pub networks: Option<u32>,
+    /// Entries of `DEVICES`.
+    pub devices: Option<u32>,
+    /// Entries of `CLIENTS`.
+    pub clients: Option<u32>,
+    /// Entries of `PODS`.
+    pub pods: Option<u32>,
     /// Entries of `SLOTS`.
     pub slots: Option<u32>,
     /// Entries of `BACKENDS`.
@@ -125,6 +147,10 @@ impl Sizes {
             "FRONTENDS" => self.frontends,
             "ADDRESSES" => self.addresses,
             "SOURCE_RANGES" => self.source_ranges,
+            "NETWORKS" => self.networks,
+            "DEVICES" => self.devices,
+            "CLIENTS" => self.clients,
+            "PODS" => self.pods,
             "SLOTS" => self.slots,
             "BACKENDS" => self.backends,
             "SERVICES" | "SERVICE_COUNTERS" => self.services,
@@ -243,7 +269,8 @@ pub enum PlanError {
     /// It would have to shrink.
     #[error(
         "map {name}: the pinned one has room for {found} entries and cannot shrink to {asked}; \
-         start with {option} {found}, or end the old flows and start anew with `beeline cleanup`"
+         start with {found} as {}, or end the old flows and start anew with `beeline cleanup`",
+        Setting(option)
     )]
     Shrink {
         /// The map.
@@ -341,7 +368,8 @@ mod tests {
         });
         let error = plan(spec, Some(500), 7, pinned).unwrap_err().to_string();
         assert!(
-            error.contains("--max-flows 1000") && error.contains("beeline cleanup"),
+            error.contains("start with 1000 as --max-flows (maxFlows)")
+                && error.contains("beeline cleanup"),
             "{error}"
         );
     }
@@ -360,14 +388,7 @@ mod tests {
     #[test]
     fn every_map_has_a_size() {
         const SINGLE: [&str; 2] = ["SETTINGS", "SOCKET_SETTINGS"];
-        const GIVEN: [&str; 6] = [
-            "CRC_SHIFTS",
-            "OUTCOMES",
-            "NETWORKS",
-            "DEVICES",
-            "CLIENTS",
-            "PODS",
-        ];
+        const GIVEN: [&str; 2] = ["CRC_SHIFTS", "OUTCOMES"];
         for spec in MAPS {
             let is_single = SINGLE.contains(&spec.name);
             assert!(default_size(spec.name, 0) > 0);

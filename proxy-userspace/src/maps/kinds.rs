@@ -1,5 +1,6 @@
 //! The kinds of maps, typed, with failures that name the map.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -7,6 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use bytemuck::Pod;
 
 use crate::loader::pins::Pins;
+use crate::loader::sizes;
 
 /// Plain data as aya wants it.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +24,7 @@ const NO_EXIST: u64 = 1;
 
 /// An operation on a map that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("map {map}: {operation} failed")]
+#[error("{}", describe(map, operation, source))]
 pub struct MapFailure {
     /// The map.
     pub map: &'static str,
@@ -30,6 +32,45 @@ pub struct MapFailure {
     pub operation: &'static str,
     /// Why.
     pub source: MapError,
+}
+
+impl MapFailure {
+    /// Whether the map has no room for another entry, or the kernel no memory for it.
+    pub fn is_for_want_of_room(&self) -> bool {
+        is_full(&self.source) || errno(&self.source) == Some(libc::ENOMEM)
+    }
+}
+
+/// What failed; of a full map what to raise.
+fn describe(map: &str, operation: &str, source: &MapError) -> String {
+    if is_full(source) {
+        let raise = sizes::setting(map).map(|setting| format!(": raise {setting}"));
+        format!("map {map} is full{}", raise.unwrap_or_default())
+    } else {
+        format!("map {map}: {operation} failed")
+    }
+}
+
+/// Hash maps and tries say so with different numbers.
+fn is_full(error: &MapError) -> bool {
+    matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC))
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    if let MapError::SyscallError(error) = error {
+        error.io_error.raw_os_error()
+    } else {
+        None
+    }
+}
+
+/// What has become of a map that was to hold certain entries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held<K> {
+    /// Entries that had to be written or removed.
+    pub n_writes: usize,
+    /// For these there is no room.
+    pub left_out: Vec<K>,
 }
 
 /// A hash map, plain or LRU.
@@ -111,6 +152,48 @@ impl<K: Pod, V: Pod> Table<K, V> {
             Err(error) if is_not_found(&error) => Ok(false),
             Err(source) => Err(failed(self.name, "removal")(source)),
         }
+    }
+
+    /// Makes `wanted` the contents, but for keys that `stay` though nobody wants them. What is gone
+    /// goes first, since that may make room, then what is there is brought up to date; of the new
+    /// ones the first have what room there is.
+    ///
+    /// # Errors
+    /// If the kernel refuses for another reason than want of room; what is written stays.
+    pub fn hold(
+        &mut self,
+        wanted: &BTreeMap<K, V>,
+        stay: impl Fn(&K) -> bool,
+    ) -> Result<Held<K>, MapFailure>
+    where
+        K: Ord,
+        V: PartialEq,
+    {
+        let held: BTreeMap<K, V> = self.entries().collect::<Result<_, _>>()?;
+        let mut n_writes = 0;
+        for key in held.keys() {
+            if !wanted.contains_key(key) && !stay(key) {
+                let _was_there = self.remove(key)?;
+                n_writes += 1;
+            }
+        }
+        let is_there = |(key, _): &(&K, &V)| held.contains_key(*key);
+        let (old, new): (Vec<_>, Vec<_>) = wanted.iter().partition(is_there);
+        for (key, value) in old {
+            if held.get(key) != Some(value) {
+                self.insert(key, value)?;
+                n_writes += 1;
+            }
+        }
+        let mut left_out = Vec::new();
+        for (key, value) in new {
+            match self.insert(key, value) {
+                Ok(()) => n_writes += 1,
+                Err(failure) if failure.is_for_want_of_room() => left_out.push(*key),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(Held { n_writes, left_out })
     }
 
     /// The keys, in no order. Keys that come and go meanwhile may be missed or seen twice: the

@@ -310,6 +310,7 @@ mod tests {
             family: Family::Ipv4,
             ports: vec![],
             endpoints: vec![endpoint],
+            changed_at: Default::default(),
         }
     }
 

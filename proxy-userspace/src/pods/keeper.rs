@@ -1,6 +1,6 @@
 //! Keeps the map `PODS`, in a thread of its own: folders are read there, and waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -14,8 +14,9 @@ use super::wanted::{Pods, Wanted};
 use super::{Skip, View};
 use crate::causes;
 use crate::loader::pins::Pins;
-use crate::maps::{List, MapFailure, Table};
-use crate::model::Event;
+use crate::maps::{Held, List, MapFailure, Table};
+use crate::model::{Event, ObjectName};
+use crate::setting::Setting;
 
 /// Until a cgroup that was not found is looked for again, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -115,9 +116,10 @@ impl Keeper {
         let written = self.write(&entries);
         let is_done = view.n_not_found == 0 && written.is_ok();
         view.problem = match written {
-            Ok(inherited) => {
+            Ok((inherited, left_out)) => {
                 self.inherited = inherited;
-                self.nowhere(&view)
+                let names = self.pods.names_of(&found, &left_out);
+                self.crowd(&names).or_else(|| self.nowhere(&view))
             }
             Err(error) => Some(causes::line(&error)),
         };
@@ -141,23 +143,33 @@ impl Keeper {
         })
     }
 
-    /// Writes what differs, and yields the levels of a predecessor's entries that are left.
-    fn write(&mut self, wanted: &BTreeMap<u64, PodFlags>) -> Result<u32, MapFailure> {
+    /// That there is no room for these pods.
+    fn crowd(&self, names: &[&ObjectName]) -> Option<String> {
+        let (first, others) = names.split_first()?;
+        let more = match others.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        Some(format!(
+            "pod {first}{more}: map PODS is full with {} entries: left to its device; raise {}",
+            self.map.size(),
+            Setting("--max-pods")
+        ))
+    }
+
+    /// Writes what differs. Yields the levels of a predecessor's entries that are left, and for
+    /// which cgroups there is no room.
+    fn write(
+        &mut self,
+        wanted: &BTreeMap<u64, PodFlags>,
+    ) -> Result<(u32, BTreeSet<u64>), MapFailure> {
         let held: BTreeMap<u64, PodFlags> = self.map.entries().collect::<Result<_, _>>()?;
-        // First those that are gone: they may make room.
         let outdated = self.pods.outdated(&held, wanted);
-        for id in &outdated {
-            let _was_there = self.map.remove(id)?;
-        }
-        for (id, flags) in wanted
-            .iter()
-            .filter(|(id, flags)| held.get(id) != Some(flags))
-        {
-            self.map.insert(id, flags)?;
-        }
+        let Held { left_out, .. } = self.map.hold(wanted, |id| !outdated.contains(id))?;
         let is_ours = |id: &u64| wanted.contains_key(id) || outdated.contains(id);
         let are_ours = held.keys().all(is_ours);
-        Ok(if are_ours { 0 } else { self.inherited })
+        let inherited = if are_ours { 0 } else { self.inherited };
+        Ok((inherited, left_out.into_iter().collect()))
     }
 }
 

@@ -97,6 +97,20 @@ impl Pods {
         Wanted { entries, view }
     }
 
+    /// The Pods whose cgroups have these ids.
+    pub(super) fn names_of(
+        &self,
+        cgroups: &BTreeMap<String, Cgroup>,
+        ids: &BTreeSet<u64>,
+    ) -> Vec<&ObjectName> {
+        let has_one = |pod: &Pod| {
+            let cgroup = cgroups.get(&*pod.uid);
+            cgroup.is_some_and(|cgroup| ids.contains(&cgroup.id))
+        };
+        let pods = self.pods.iter().filter(|(_, pod)| has_one(pod));
+        pods.map(|(name, _)| name).collect()
+    }
+
     /// Entries that must go from those that are `held`: none that a predecessor wrote before all
     /// Pods are known.
     pub(super) fn outdated(
@@ -215,5 +229,25 @@ mod tests {
         assert_eq!(pods.outdated(&held, &wanted), [].into());
         pods.apply(&Event::PodsKnown);
         assert_eq!(pods.outdated(&held, &wanted), [12].into());
+    }
+
+    #[test]
+    fn pods_are_found_by_the_ids_of_their_cgroups() {
+        let pods = pods(&[
+            pod("shop", "web", "1", "web"),
+            pod("shop", "api", "2", "api"),
+            pod("shop", "late", "3", "web"),
+        ]);
+        let cgroups = cgroups(&[("1", 10, 1), ("2", 20, 1)]);
+        let named = |ids: &[u64]| {
+            let ids = ids.iter().copied().collect();
+            let names = pods.names_of(&cgroups, &ids);
+            names
+                .into_iter()
+                .map(ObjectName::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(named(&[10, 30]), ["shop/web"]);
+        assert_eq!(named(&[10, 20]), ["shop/api", "shop/web"]);
     }
 }

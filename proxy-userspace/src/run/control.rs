@@ -17,14 +17,17 @@ use super::socket_edge::SocketEdge;
 use super::surroundings::Surroundings;
 use super::take_over::TakeOver;
 use super::unread::{Unread, lacks_slices};
+use super::vitals::{Noted, Vitals};
 use super::{Options, at};
 use crate::conntrack_gc::{Collector, Inquiry};
 use crate::desired::{DesiredPort, NodeFacts, compile};
 use crate::devices::Role;
 use crate::devices::routes::Route;
+use crate::events::{Events, Trouble};
 use crate::loader::attach::Method;
 use crate::loader::pins::Pins;
 use crate::maps::Maps;
+use crate::metrics::Synced;
 use crate::model::{Affected, Event, ObjectName, Problem, World};
 use crate::node;
 use crate::sockets::{Counts, KeeperHandle};
@@ -63,13 +66,15 @@ pub(super) struct Control {
     unread: Unread,
     /// Services whose endpoints they did not tell: the maps keep what a predecessor knew.
     kept: BTreeSet<ObjectName>,
-    vitals: super::vitals::Vitals,
+    vitals: Vitals,
     take_over: TakeOver,
     sync: Sync,
     maps: Maps,
     view: watch::Receiver<Arc<View>>,
     /// By subject, from the source.
     problems: BTreeMap<String, String>,
+    /// Writes of some of them, with the Kubernetes API.
+    events: Option<Events>,
     retry: Option<(Instant, Duration)>,
     /// Until what failed is tried again, at first and at most.
     backoff: (Duration, Duration),
@@ -125,8 +130,7 @@ impl Control {
             modes: status::modes(&options.node),
             timeouts: options.timeouts.by_name(),
         };
-        let vitals =
-            super::vitals::Vitals::start(options.healthz.0, options.metrics.0, options.sync_period);
+        let vitals = Vitals::start(options)?;
         Ok(Self {
             take_over: TakeOver::new(
                 Pins::new(&options.bpffs),
@@ -151,6 +155,7 @@ impl Control {
             maps,
             view: watch::channel(Arc::default()).1,
             problems: BTreeMap::new(),
+            events: None,
             retry: None,
             backoff: (
                 options.min_sync_period.max(LEAST_PAUSE),
@@ -175,6 +180,7 @@ impl Control {
         socket_edge: SocketEdge,
     ) -> anyhow::Result<Self> {
         let (inquiries, inquired) = mpsc::channel();
+        self.vitals.watch_passes(collector.passed());
         let collect = move || collector.run(&inquired);
         let thread = std::thread::Builder::new()
             .name("conntrack-gc".to_owned())
@@ -183,6 +189,9 @@ impl Control {
         self.vitals.problems.set("socket edge", socket_edge.problem);
         self.status.socket_edge = socket_edge.status;
         self.keeper = socket_edge.keeper;
+        if let Some(keeper) = &self.keeper {
+            self.vitals.watch_parted(keeper.counts());
+        }
         self.pods = socket_edge.pods;
         self.view = view;
         self.collector = Some(inquiries);
@@ -207,7 +216,9 @@ impl Control {
         let mut waiting = tokio::time::interval(PATIENCE * 5);
         waiting.reset_after(PATIENCE);
         let mut batch = Vec::new();
+        self.events = source.events(&self.surroundings.config().name);
         let mut source_state = source.state();
+        self.vitals.watch_source(source_state.clone());
         self.status.resources = status::resources(&source_state.borrow_and_update());
         self.settle();
         loop {
@@ -269,6 +280,7 @@ impl Control {
         in_use.extend(self.sync.detached().difference(&asked));
         let report = self.sync.release_detached(&in_use, &mut self.maps);
         tracing::debug!("freed {} backends of deleted Services", report.n_writes);
+        self.note(report);
     }
 
     /// Brings node and status up to date.
@@ -281,11 +293,21 @@ impl Control {
             subject: subject.clone(),
             message: message.clone(),
         });
+        let of_source: Vec<_> = of_source.collect();
+        let (of_servers, of_maps) = (self.vitals.problems.all(), self.sync.problems());
+        if let Some(events) = &self.events {
+            events.tell([
+                (Trouble::Source, &*of_source),
+                (Trouble::Server, &of_servers),
+                (Trouble::Maps, &of_maps),
+            ]);
+        }
         self.status.problems = of_source
-            .chain(self.vitals.problems.all())
+            .into_iter()
+            .chain(of_servers)
             .chain(self.start_problem())
-            .chain(self.sync.problems())
-            .chain(self.surroundings.problem())
+            .chain(of_maps)
+            .chain(self.surroundings.problems())
             .chain(view.problems.iter().cloned())
             .collect();
         let named = |roles: &[Role]| {
@@ -304,6 +326,7 @@ impl Control {
         if self.status.synced && self.retry.is_none() {
             self.take_over.is_in_force();
         }
+        self.vitals.tell_status(&self.status);
         self.write_status();
     }
 
@@ -320,7 +343,7 @@ impl Control {
             .surroundings
             .follow(&seen, &mut self.maps, &mut self.sync);
         if let Some(report) = report {
-            self.plan_retry(report.n_pending);
+            self.note(report);
         }
         self.vitals
             .set_addresses(self.surroundings.node_port_addresses(&self.world));
@@ -346,7 +369,10 @@ impl Control {
             if let Some(pods) = &self.pods {
                 pods.tell(&event);
             }
-            match self.world.apply(event) {
+            let noted = Noted::of(&event);
+            let affected = self.world.apply(event);
+            self.vitals.note(noted, &affected);
+            match affected {
                 Affected::Nothing => {}
                 Affected::Services(names) => self.changed.names.extend(names),
                 Affected::All => self.changed.is_all = true,
@@ -401,6 +427,7 @@ impl Control {
         let start = Instant::now();
         self.follow_node();
         let is_first = !self.is_in_force;
+        let is_full = self.changed.is_all;
         let names = self.due();
         let facts = NodeFacts {
             name: self.surroundings.config().name.clone(),
@@ -433,7 +460,7 @@ impl Control {
         if is_first {
             self.take_over.begin(&mut self.maps);
         }
-        self.conclude(start, names.len(), report);
+        self.conclude(start, names.len(), is_full, report);
     }
 
     /// The Services that are to be compiled now. One whose endpoints may be in what could not be
@@ -455,24 +482,43 @@ impl Control {
         let start = Instant::now();
         let report = tokio::task::block_in_place(|| self.sync.retry(&mut self.maps));
         if report.n_writes > 0 || report.n_pending == 0 {
-            self.conclude(start, 0, report);
+            self.conclude(start, 0, false, report);
         } else {
             self.plan_retry(report.n_pending);
         }
     }
 
-    fn conclude(&mut self, start: Instant, n_services: usize, report: Report) {
+    /// Something else than a change of Services may have let one in that waited, or kept one out.
+    fn note(&mut self, report: Report) {
+        let last = self.status.last_sync.as_ref();
+        if last.is_some_and(|last| last.pending != report.n_pending) {
+            self.conclude(Instant::now(), 0, false, report);
+        } else if self.retry.is_none() {
+            self.plan_retry(report.n_pending);
+        }
+    }
+
+    fn conclude(&mut self, start: Instant, n_services: usize, is_full: bool, report: Report) {
         let elapsed = start.elapsed();
+        let synced = Synced {
+            took: elapsed,
+            is_full,
+            n_writes: report.n_writes,
+            n_pending: report.n_pending,
+            is_success: !self.sync.has_failed_writes(),
+        };
+        let node = &self.surroundings.config().name;
         self.vitals
-            .concluded(&self.world, &self.surroundings.config().name, &self.sync);
+            .concluded(&self.world, node, &self.sync, &synced);
         tracing::info!(
             "synced {n_services} Services: {} writes, {} pending, in {elapsed:.1?}",
             report.n_writes,
             report.n_pending
         );
         let problems = self.start_problem().into_iter().chain(self.sync.problems());
+        let known: BTreeSet<_> = self.status.problems.iter().collect();
         for problem in problems {
-            if !self.status.problems.contains(&problem) {
+            if !known.contains(&problem) {
                 tracing::warn!("{}: {}", problem.subject, problem.message);
             }
         }

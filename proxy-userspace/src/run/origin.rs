@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::events::Events;
 use crate::model::Event;
 use crate::source::kubernetes::Access;
 use crate::source::{FileSource, KubernetesSource, SourceState, kubernetes};
@@ -46,6 +48,8 @@ pub(super) struct Source {
     events: mpsc::Receiver<Event>,
     first: Option<Event>,
     task: JoinHandle<anyhow::Result<()>>,
+    /// For Events, if they can be written.
+    client: Option<Client>,
     state: watch::Receiver<SourceState>,
 }
 
@@ -71,6 +75,7 @@ impl Source {
                     events,
                     first: None,
                     task,
+                    client: None,
                     state: told,
                 };
                 // Files answer at once, or never will.
@@ -81,6 +86,7 @@ impl Source {
             }
             Origin::Kubernetes(access) => {
                 let client = kubernetes::client(access).await?;
+                let for_events = client.clone();
                 let source = KubernetesSource {
                     client,
                     timing: access.timing.clone(),
@@ -97,10 +103,17 @@ impl Source {
                     events,
                     first: None,
                     task,
+                    client: Some(for_events),
                     state: told,
                 })
             }
         }
+    }
+
+    /// Begins to write Events about this node, if there is where to.
+    pub(super) fn events(&self, node: &str) -> Option<Events> {
+        let client = self.client.clone()?;
+        Some(Events::start(client, node))
     }
 
     /// How the source is getting on.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_common::abi::{Addr, AddressFlags, Family, Settings, SettingsFlags};
+use proxy_common::abi::{Addr, AddressFlags, Family, NetworkKey, Settings, SettingsFlags};
 use tokio::sync::watch;
 
 use super::edges::View;
 use crate::devices::host_edge;
 use crate::devices::routes::{self, Route};
+use crate::loader::sizes;
 use crate::maps::{MapFailure, Maps};
 use crate::model::{Node, Problem, World};
 use crate::node::{NodeConfig, NodeTables, node_port_ranges, tables};
@@ -82,6 +83,8 @@ pub(super) struct Surroundings {
     held: Option<NodeTables>,
     due: Option<Instant>,
     failure: Option<String>,
+    /// Devices and networks for which there is no room.
+    crowds: [Option<Problem>; 2],
 }
 
 impl Surroundings {
@@ -105,6 +108,7 @@ impl Surroundings {
             held: None,
             due: None,
             failure: None,
+            crowds: [None, None],
         })
     }
 
@@ -119,11 +123,14 @@ impl Surroundings {
     }
 
     /// What could not be written.
-    pub(super) fn problem(&self) -> Option<Problem> {
-        self.failure.as_ref().map(|message| Problem {
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let failure = self.failure.as_ref().map(|message| Problem {
             subject: "this node's tables".to_owned(),
             message: message.clone(),
-        })
+        });
+        failure
+            .into_iter()
+            .chain(self.crowds.iter().flatten().cloned())
     }
 
     /// This node's addresses, as the maps hold them.
@@ -224,7 +231,15 @@ impl Surroundings {
             .as_ref()
             .is_none_or(|held| held.devices != new.devices)
         {
-            let _n_writes = maps.set_devices(&new.devices)?;
+            let left_out = maps.set_devices(&new.devices)?.left_out;
+            let name = |index: &u32| {
+                let mut devices = seen.view.local.iter();
+                let device = devices.find(|device| device.index == *index);
+                device.map_or_else(|| index.to_string(), |device| device.name.to_string())
+            };
+            let size = maps.devices.size();
+            let crowd = crowd("device", "DEVICES", size, &left_out, name);
+            replace(&mut self.crowds[0], crowd);
         }
         if self.is_early(seen, &new.settings) {
             return Ok(None);
@@ -233,7 +248,10 @@ impl Surroundings {
             // Before anything is there that packets could be refused by.
             let _is_new = maps.set_settings(&new.settings)?;
         }
-        let _n_writes = maps.set_networks(&new.networks)?;
+        let left_out = maps.set_networks(&new.networks)?.left_out;
+        let size = maps.networks.size();
+        let crowd = crowd("network", "NETWORKS", size, &left_out, network);
+        replace(&mut self.crowds[1], crowd);
         let report = sync.set_node_addresses(new.addresses.clone(), maps);
         if maps.set_settings(&new.settings)? {
             say(&new.settings);
@@ -281,6 +299,50 @@ impl Surroundings {
             is_changed
         });
     }
+}
+
+/// Says a problem that is new.
+fn replace(known: &mut Option<Problem>, problem: Option<Problem>) {
+    if let Some(problem) = &problem
+        && known.as_ref() != Some(problem)
+    {
+        tracing::warn!("{}: {}", problem.subject, problem.message);
+    }
+    *known = problem;
+}
+
+/// That there is no room for these, if there are any.
+fn crowd<K>(
+    noun: &str,
+    map: &'static str,
+    size: u32,
+    left_out: &[K],
+    name: impl Fn(&K) -> String,
+) -> Option<Problem> {
+    /// More are only counted.
+    const NAMED: usize = 4;
+    let names: Vec<_> = left_out.iter().take(NAMED).map(name).collect();
+    let more = match left_out.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let plural = if left_out.len() > 1 { "s" } else { "" };
+    let raise = sizes::setting(map).map(|setting| format!("; raise {setting}"));
+    let problem = Problem {
+        subject: format!("{noun}{plural} {}{more}", names.join(", ")),
+        message: format!(
+            "map {map} is full: {} more needed than the {size} entries it has{}",
+            left_out.len(),
+            raise.unwrap_or_default()
+        ),
+    };
+    (!left_out.is_empty()).then_some(problem)
+}
+
+/// `10.0.0.0/8`.
+fn network(key: &NetworkKey) -> String {
+    let of_family = if key.addr.is_v4() { 96 } else { 0 };
+    format!("{}/{}", key.addr, key.prefix_len.saturating_sub(of_family))
 }
 
 /// This node's address of each family, if a device has it: the kernel takes no other as a source.

@@ -180,7 +180,7 @@ impl Watcher {
         }
         let serving = kube_proxy::serving()?;
         if serving.is_empty() {
-            kube_proxy::remove_unneeded_keeper()?;
+            kube_proxy::remove_keeper(false)?;
             return Ok(None);
         }
         Ok(Some(format!(

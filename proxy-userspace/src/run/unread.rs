@@ -151,6 +151,7 @@ mod tests {
             family,
             ports: vec![],
             endpoints: vec![],
+            changed_at: Default::default(),
         }
     }
 

@@ -1,18 +1,31 @@
 //! Tells the servers for health and metrics what the daemon's loop knows.
 
+mod programming;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_common::abi::Family;
+use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::programming::Programming;
+use super::Options;
+use crate::conntrack_gc::Passed;
 use crate::desired::DesiredPort;
 use crate::health::{self, Health, NodePorts, Problems, State, check};
-use crate::metrics::{self, Metrics, NoLocalTotals, no_local};
-use crate::model::{ObjectName, World};
+use crate::loader::pins::Pins;
+use crate::metrics::{
+    self, Change, Metrics, NoLocalTotals, Reader, SocketEdgeView, Synced, no_local,
+};
+use crate::model::{Affected, Event, ObjectName, World};
+use crate::sockets::Counts;
+use crate::source::SourceState;
+use crate::status::Status;
 use crate::sync::Sync;
 
 /// The signs of life: the servers that tell them, and what they answer from.
@@ -21,6 +34,9 @@ pub(super) struct Vitals {
     metrics: Arc<Metrics>,
     pub(super) problems: Problems,
     no_local: NoLocalTotals,
+    programming: Programming,
+    /// How many changes wait to be brought into force.
+    waiting: Waiting,
     /// Services that are in force as of late, or will be.
     due: BTreeSet<ObjectName>,
     node_ports: JoinHandle<()>,
@@ -28,30 +44,168 @@ pub(super) struct Vitals {
     _metrics: Option<metrics::Server>,
 }
 
+#[derive(Default)]
+struct Waiting {
+    services: usize,
+    endpoints: usize,
+}
+
+/// Where the servers are and what they need to know from the start.
+struct Places {
+    /// `None`: nowhere.
+    healthz: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
+    /// Whether an address that can't be had is an error.
+    is_hard: bool,
+    /// Twice this a change may wait (rule R183).
+    sync_period: Duration,
+    configz: Value,
+}
+
+/// An event, as far as it is counted.
+pub(super) struct Noted {
+    change: Change,
+    /// When the change was made that a slice tells of; `None` if the slice is gone.
+    slice: Option<(Family, Option<SystemTime>)>,
+}
+
+impl Noted {
+    /// What is counted of this event, if anything is.
+    pub(super) fn of(event: &Event) -> Option<Self> {
+        let (change, slice) = match event {
+            Event::Service(_) | Event::ServiceGone(_) => (Change::Service, None),
+            Event::Slice(slice) => (Change::Endpoints, Some((slice.family, slice.changed_at.0))),
+            Event::SliceGone(_) => (Change::Endpoints, None),
+            Event::Node(_)
+            | Event::ServiceCidrs(_)
+            | Event::Pod(_)
+            | Event::PodGone(_)
+            | Event::PodsKnown
+            | Event::Synced
+            | Event::Problem(_)
+            | Event::Solved(_) => return None,
+        };
+        Some(Self { change, slice })
+    }
+}
+
 impl Vitals {
-    /// Starts the servers. `None` in place of an address leaves its server out. A change may wait
-    /// for twice `sync_period` (rule R183).
-    pub(super) fn start(
-        healthz: Option<SocketAddr>,
-        metrics: Option<SocketAddr>,
-        sync_period: Duration,
-    ) -> Self {
+    /// Starts the servers. What the kernel counts is read from the pinned maps.
+    ///
+    /// # Errors
+    /// If a map is not there; or if an address can't be had and that is to be an error.
+    pub(super) fn start(options: &Options) -> anyhow::Result<Self> {
+        let reader = Reader::open(&Pins::new(&options.bpffs), options.metrics_max_services)?;
+        let vitals = Self::serve(Places {
+            healthz: options.healthz.0,
+            metrics: options.metrics.0,
+            is_hard: options.bind_address_hard_fail,
+            sync_period: options.sync_period,
+            configz: options.config.configz(),
+        })?;
+        vitals.metrics.read_with(reader);
+        Ok(vitals)
+    }
+
+    fn serve(places: Places) -> Result<Self, health::BindError> {
         allow_sockets();
-        let (address_of_metrics, metrics) = (metrics, Metrics::new());
-        let health = Health::new(State::new(sync_period), Instant::now);
+        let metrics = Metrics::new();
+        metrics.set_configured(SystemTime::now());
+        let health = Health::new(State::new(places.sync_period), Instant::now);
         let problems = Problems::default();
-        let serve_healthz =
-            |bind| health::Server::start(bind, health.clone(), metrics.clone(), problems.clone());
-        let serve_metrics = |bind| metrics::Server::start(bind, metrics.clone(), problems.clone());
-        Self {
+        let serve_healthz = |bind| {
+            let (health, metrics) = (health.clone(), Arc::clone(&metrics));
+            let server = health::Server::start(bind, health, metrics, problems.clone());
+            if places.is_hard {
+                server.at_once()
+            } else {
+                Ok(server)
+            }
+        };
+        let serve_metrics = |bind| {
+            let metrics = Arc::clone(&metrics);
+            let server = metrics::Server::start(bind, metrics, &places.configz, problems.clone());
+            if places.is_hard {
+                server.at_once()
+            } else {
+                Ok(server)
+            }
+        };
+        Ok(Self {
+            _healthz: places.healthz.map(serve_healthz).transpose()?,
+            _metrics: places.metrics.map(serve_metrics).transpose()?,
             node_ports: tokio::spawn(NodePorts::new(health.clone(), problems.clone()).run()),
-            _healthz: healthz.map(serve_healthz),
-            _metrics: address_of_metrics.map(serve_metrics),
             health,
             metrics,
             problems,
             no_local: NoLocalTotals::default(),
+            programming: Programming::new(SystemTime::now()),
+            waiting: Waiting::default(),
             due: BTreeSet::new(),
+        })
+    }
+
+    /// Where to look how the source gets on.
+    pub(super) fn watch_source(&self, state: watch::Receiver<SourceState>) {
+        self.metrics.watch_source(state.clone());
+        self.health.watch_source(state);
+    }
+
+    /// Where to look what the passes over all flow records see.
+    pub(super) fn watch_passes(&self, passed: watch::Receiver<Option<Passed>>) {
+        self.metrics.watch_passes(passed);
+    }
+
+    /// Where to look how many sockets left backends that were gone.
+    pub(super) fn watch_parted(&self, counts: watch::Receiver<Counts>) {
+        self.metrics.watch_parted(counts);
+    }
+
+    /// An event affects these Services.
+    pub(super) fn note(&mut self, noted: Option<Noted>, affected: &Affected) {
+        let Some(Noted { change, slice }) = noted else {
+            return;
+        };
+        self.metrics.count_change(change);
+        let Affected::Services(names) = affected else {
+            return;
+        };
+        match change {
+            Change::Service => self.waiting.services += 1,
+            Change::Endpoints => self.waiting.endpoints += 1,
+        }
+        match (change, slice) {
+            (Change::Endpoints, Some((family, Some(at)))) => {
+                for name in names {
+                    self.programming.note(name, family, at);
+                }
+            }
+            // What a slice that is gone had told of says nothing about when it went.
+            (Change::Endpoints, None) => self.programming.forget(names),
+            (Change::Endpoints, Some((_, None))) | (Change::Service, _) => {}
+        }
+        self.tell_waiting();
+    }
+
+    fn tell_waiting(&self) {
+        let Waiting {
+            services,
+            endpoints,
+        } = self.waiting;
+        self.metrics.set_pending(Change::Service, services);
+        self.metrics.set_pending(Change::Endpoints, endpoints);
+    }
+
+    /// What `beeline status` shows may have changed.
+    pub(super) fn tell_status(&self, status: &Status) {
+        self.metrics.set_problems(&status.problems);
+        self.metrics.set_in_force(status.synced);
+        self.metrics.set_socket_edge(&SocketEdgeView {
+            serves: status.socket_edge.serves.clone(),
+            is_attached: status.socket_edge.cgroup.is_some(),
+        });
+        if status.synced {
+            self.health.update(|state, _| state.set_in_force());
         }
     }
 
@@ -70,6 +224,7 @@ impl Vitals {
 
     /// The kernel has something to follow.
     pub(super) fn changed(&self) {
+        self.metrics.queued(SystemTime::now());
         self.health.update(|state, now| {
             for family in Family::ALL {
                 state.changed(family, now);
@@ -88,12 +243,20 @@ impl Vitals {
     /// A Service that does not fit keeps its old version and its old health check, but does not
     /// make the node unhealthy: it would on every node, and the rest is up to date. A write that
     /// fails does (rule R171).
-    pub(super) fn concluded(&mut self, world: &World, node: &str, sync: &Sync) {
+    pub(super) fn concluded(&mut self, world: &World, node: &str, sync: &Sync, synced: &Synced) {
+        let now = SystemTime::now();
+        self.metrics.synced(synced, now);
+        self.metrics.set_fill(sync.fill());
+        self.waiting = Waiting::default();
+        self.tell_waiting();
         let (behind, in_force) = std::mem::take(&mut self.due)
             .into_iter()
             .partition::<BTreeSet<_>, _>(|name| sync.is_behind(name));
         self.due = behind;
         self.metrics.set_no_local(self.no_local.total());
+        for (family, took) in self.programming.take(now, |name| sync.is_behind(name)) {
+            self.metrics.programmed(family, took);
+        }
         let checks: Vec<_> = in_force
             .iter()
             .map(|name| {
@@ -108,7 +271,7 @@ impl Vitals {
             for (name, check) in checks {
                 state.set_check(name, check);
             }
-            if !sync.has_failed_writes() {
+            if synced.is_success {
                 for family in Family::ALL {
                     state.synced(family, now);
                 }
@@ -184,7 +347,14 @@ mod tests {
                 addresses: 10,
                 source_ranges: 10,
             };
-            let vitals = Vitals::start(None, None, SYNC_PERIOD);
+            let vitals = Vitals::serve(Places {
+                healthz: None,
+                metrics: None,
+                is_hard: true,
+                sync_period: SYNC_PERIOD,
+                configz: Value::Null,
+            });
+            let vitals = vitals.unwrap();
             let nowhere = BTreeSet::new();
             vitals
                 .health
@@ -221,7 +391,15 @@ mod tests {
         }
 
         fn conclude(&mut self) {
-            self.vitals.concluded(&self.world, HERE, &self.sync);
+            let synced = Synced {
+                took: Duration::ZERO,
+                is_full: false,
+                n_writes: 1,
+                n_pending: 0,
+                is_success: !self.sync.has_failed_writes(),
+            };
+            self.vitals
+                .concluded(&self.world, HERE, &self.sync, &synced);
         }
 
         fn n_local(&self) -> u32 {
@@ -285,6 +463,7 @@ mod tests {
                 port: 80,
             }],
             endpoints: (1..=n_endpoints).map(endpoint).collect(),
+            changed_at: Default::default(),
         }
     }
 

@@ -19,11 +19,14 @@ use rtnetlink::sys::Socket;
 use super::namespaces::{self, Namespace};
 use super::{KeeperError, netlink};
 use crate::loader::pins::Pins;
-use crate::maps::{MapFailure, Table};
+use crate::maps::{Held, MapFailure, Table};
+use crate::setting::Setting;
 
 /// The map of clients.
 pub(super) struct Clients {
     map: Table<u64, SocketClient>,
+    /// For how many there was no room at last.
+    n_left_out: usize,
 }
 
 /// What matters of a device.
@@ -45,7 +48,7 @@ impl Clients {
     /// If it is not there.
     pub(super) fn open(pins: &Pins) -> Result<Self, MapFailure> {
         let map = Table::open(pins, "CLIENTS")?;
-        Ok(Self { map })
+        Ok(Self { map, n_left_out: 0 })
     }
 
     /// Looks at every namespace, and tells the kernel of those that are connected to the caller's
@@ -59,17 +62,19 @@ impl Clients {
     }
 
     fn write(&mut self, wanted: &BTreeMap<u64, SocketClient>) -> Result<usize, MapFailure> {
-        let held: BTreeMap<_, _> = self.map.entries().collect::<Result<_, _>>()?;
-        let mut n_writes = 0;
-        // First those that are gone: they may make room.
-        for cookie in held.keys().filter(|cookie| !wanted.contains_key(cookie)) {
-            let _was_there = self.map.remove(cookie)?;
-            n_writes += 1;
-        }
-        for (cookie, client) in wanted {
-            if held.get(cookie) != Some(client) {
-                self.map.insert(cookie, client)?;
-                n_writes += 1;
+        let Held { n_writes, left_out } = self.map.hold(wanted, |_| false)?;
+        if self.n_left_out != left_out.len() {
+            self.n_left_out = left_out.len();
+            if self.n_left_out > 0 {
+                tracing::warn!(
+                    "map CLIENTS is full: {} of {} network namespaces of pods do not fit into \
+                     {} entries, and sockets there are served by packet where rules ask who they \
+                     are; raise {}",
+                    self.n_left_out,
+                    wanted.len(),
+                    self.map.size(),
+                    Setting("--max-clients")
+                );
             }
         }
         Ok(n_writes)

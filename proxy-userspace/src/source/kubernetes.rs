@@ -313,11 +313,15 @@ fn restart(error: &watcher::Error) -> Restart {
         _ => Restart::Other,
     };
     match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error)
+            if is_silence(error) =>
+        {
+            Restart::Stalled
+        }
         WatchError(status) => by_status(status),
         InitialListFailed(kube::Error::Api(status))
         | WatchStartFailed(kube::Error::Api(status)) => by_status(status),
         InitialListFailed(_) | WatchStartFailed(_) => Restart::Refused,
-        WatchFailed(error) if is_silence(error) => Restart::Stalled,
         WatchFailed(kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => Restart::Closed,
         WatchFailed(_) | watcher::Error::NoResourceVersion => Restart::Other,
     }

@@ -128,6 +128,12 @@ impl Blocks {
         }
     }
 
+    /// How many entries are in no block, or in one that rests.
+    pub(super) fn free(&self) -> u32 {
+        let resting = self.resting.iter().map(|block| block.len);
+        self.len_by_first.values().copied().chain(resting).sum()
+    }
+
     /// Length of the longest free run.
     pub(super) fn longest(&self) -> u32 {
         self.by_len.last().map_or(0, |&(len, _)| len)
@@ -217,6 +223,8 @@ mod tests {
                 for index in held.iter().flat_map(|block| block.first..block.end()) {
                     prop_assert!(!std::mem::replace(&mut used[index as usize], true));
                 }
+                let n_used = used.iter().filter(|used| **used).count();
+                prop_assert_eq!(blocks.free() as usize, 64 - n_used);
             }
             for block in held {
                 blocks.put_back(block);

@@ -33,6 +33,13 @@ impl Ids {
         self.limit.saturating_sub(self.fresh) as usize + self.free.len()
     }
 
+    /// How many are taken.
+    pub(super) fn used(&self) -> u32 {
+        let free = self.free.len() + self.resting.len();
+        self.fresh
+            .saturating_sub(u32::try_from(free).unwrap_or(u32::MAX))
+    }
+
     /// Takes an id.
     pub(super) fn take(&mut self) -> Option<u32> {
         if self.fresh < self.limit {
@@ -96,6 +103,7 @@ mod tests {
             (ids.available(), ids.take(), ids.take()),
             (2, Some(0), Some(3))
         );
+        assert_eq!(ids.used(), 4);
     }
 
     #[test]

@@ -128,6 +128,13 @@ impl Sync {
             self.pass_grace_period(writer);
             planned = self.plan(owner, desired.clone());
         }
+        // What rests lacks nobody, though nobody has waited for it.
+        if let Err(Refusal::Full(shortage)) = &mut planned {
+            let free = self.free_and_resting();
+            if self.is_resting() && !shortage.needed.fits(&free) {
+                shortage.free = free;
+            }
+        }
         planned
     }
 

@@ -144,9 +144,14 @@ impl fmt::Display for Shortage {
             capacity,
         } = self;
         if needed.block > free.block {
+            let entries = if needed.block == 1 {
+                "entry"
+            } else {
+                "consecutive entries"
+            };
             parts.push(format!(
-                "map SLOTS is full: {} consecutive entries needed, at most {} of {} free in one \
-                 piece; raise {}",
+                "map SLOTS is full: {} {entries} needed, at most {} of {} free in one piece; \
+                 raise {}",
                 needed.block,
                 free.block,
                 capacity.slots,
@@ -195,24 +200,25 @@ impl Place {
 pub(super) struct Queue {
     by_place: BTreeMap<Place, (ObjectName, Room)>,
     next_ticket: u64,
-    /// The least that was free while all of them were looked at last; `None`: somebody came since.
+    /// The least that was free while they were looked at last: none of them fits into that.
     looked_at: Option<Room>,
 }
 
 impl Queue {
-    /// Lets a Service wait, at its old place if it had one.
+    /// Lets a Service wait that does not fit into what is free, at its old place if it had one.
     pub(super) fn wait(
         &mut self,
-        name: &ObjectName,
-        needed: Room,
+        (name, needed): (&ObjectName, Room),
+        free: Room,
         is_new: bool,
         ticket: Option<u64>,
     ) -> Place {
         let ticket = ticket.unwrap_or(self.next_ticket);
         self.next_ticket = self.next_ticket.max(ticket + 1);
         let place = Place { is_new, ticket };
+        let before = self.looked_at.filter(|_| !self.by_place.is_empty());
+        self.looked_at = Some(before.map_or(free, |before| before.least(free)));
         self.by_place.insert(place, (name.clone(), needed));
-        self.looked_at = None;
         place
     }
 
@@ -253,14 +259,24 @@ impl Sync {
     }
 
     /// What could be made free: what rests, too, and what nothing but old flows uses.
-    fn free_in_the_end(&self) -> Room {
+    pub(super) fn free_in_the_end(&self) -> Room {
+        let free = self.free_and_resting();
+        let (backends, services) = self.detached.counts();
+        Room {
+            services: free.services + services,
+            backends: free.backends + backends,
+            ..free
+        }
+    }
+
+    /// What is free, or will be after a grace period.
+    pub(super) fn free_and_resting(&self) -> Room {
         let free = self.free();
         let resting = self.blocks.n_resting();
         let slots = free.slots + resting;
-        let (backends, services) = self.detached.counts();
         Room {
-            services: free.services + self.service_ids.n_resting() + services,
-            backends: free.backends + self.backend_ids.n_resting() + backends,
+            services: free.services + self.service_ids.n_resting(),
+            backends: free.backends + self.backend_ids.n_resting(),
             slots,
             // Which pieces join is not known before.
             block: if resting == 0 {
@@ -282,11 +298,8 @@ impl Sync {
     fn try_queue<T: Target>(&mut self, writer: &mut Writer<'_, T>) -> bool {
         let (mut last, mut has_let_in) = (None, false);
         while let Some((place, name)) = self.next_in_queue(last) {
-            let looked_at = self.queue.looked_at;
             has_let_in |= self.bring(vec![name], writer) > 0;
             self.settle_addresses(writer);
-            // Who has to go on waiting was here before.
-            self.queue.looked_at = looked_at;
             last = Some(place);
         }
         has_let_in

@@ -57,23 +57,23 @@ impl Sync {
     ) -> Result<(), Refusal> {
         let mut was_visible = false;
         for write in journal.into_iter().rev() {
-            match &write {
-                Write::Frontend { key, .. } | Write::RemoveFrontend { key } => {
-                    was_visible = true;
-                    self.loose.insert(key.addr);
-                }
-                Write::RemoveSourceRange { .. } if was_visible => {
-                    // Who has read the new frontend must not miss its ranges.
-                    self.pass_grace_period(writer);
-                    was_visible = false;
-                }
-                _ => {}
+            if let Write::Frontend { key, .. } | Write::RemoveFrontend { key } = &write {
+                was_visible = true;
+                self.loose.insert(key.addr);
+            }
+            if was_visible && matches!(write, Write::RemoveSourceRange { .. }) {
+                // Who has read the new frontend must not miss its ranges.
+                self.pass_grace_period(writer);
+                was_visible = false;
             }
             self.write(write.clone(), writer)?;
-            match write {
-                Write::Backend { id, backend } if !is_live(&backend) => self.backend_ids.rest(id),
-                Write::RemoveService { id } => self.rest_service(id),
-                _ => {}
+            if let Write::Backend { id, backend } = &write
+                && !is_live(backend)
+            {
+                self.backend_ids.rest(*id);
+            }
+            if let Write::RemoveService { id } = write {
+                self.rest_service(id);
             }
         }
         Ok(())

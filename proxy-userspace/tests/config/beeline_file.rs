@@ -38,7 +38,7 @@ fn example(option: &str, value_name: &str) -> (&'static str, &'static str) {
 }
 
 /// The options that `beeline run --help` has, with the names of their values.
-fn options(folder: &Folder) -> BTreeMap<String, String> {
+pub(super) fn options(folder: &Folder) -> BTreeMap<String, String> {
     let help = folder.beeline(&["run", "--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
     let option = |line: &str| {
@@ -46,6 +46,7 @@ fn options(folder: &Folder) -> BTreeMap<String, String> {
         let value = rest.split(['<', '>']).nth(1).unwrap_or_default();
         Some((name.to_owned(), value.to_owned()))
     };
+    let (help, _) = help.split_once("kube-proxy's flags").unwrap();
     help.lines().filter_map(option).collect()
 }
 

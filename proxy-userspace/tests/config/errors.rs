@@ -244,7 +244,7 @@ fn flags_are_named_too() {
         ),
         (
             "--conntrack-min=many",
-            "error: invalid value 'many' for '--conntrack-min <conntrack-min>'",
+            "error: invalid value 'many' for '--conntrack-min <N>'",
         ),
         (
             "--profiling=perhaps",

@@ -1,6 +1,7 @@
 //! Configuration by files and flags, with the real binary.
 
 mod beeline_file;
+mod docs;
 mod errors;
 mod kube_proxy;
 mod kubeadm;

@@ -241,6 +241,10 @@ fn all_live_through_the_hand_back_to_kube_proxy() {
             assert!(ended.status.success(), "{}", ended.said);
             let waited = ended.said.contains("waiting for 3 connections, 2 flows");
             assert!(waited && !ended.said.contains(" cut\n"), "{}", ended.said);
+            let named = ended
+                .said
+                .contains("kube-proxy's rules serve (nftables, IPv4");
+            assert!(named, "{}", ended.said);
             assert!(!world.testbed.bpffs().join("beeline").exists());
             // A while longer with nobody but kube-proxy.
             std::thread::sleep(PAUSE * 20);

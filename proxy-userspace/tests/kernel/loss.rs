@@ -3,8 +3,16 @@
 
 use std::time::Duration;
 
-use crate::loss_crowd::Crowd;
+use xtask::testbed::Daemon;
+use xtask::testbed::load::{Kind, Load, Stream};
+
+use crate::cluster::{beeline, next_beeline};
+use crate::loss_crowd::{Crowd, expect_no_loss};
 use crate::loss_footprint::Footprint;
+use crate::socket_world::until;
+use crate::take_over;
+use crate::take_over_rules::{Mode, tables};
+use crate::upgrade::disguise_programs;
 
 /// How often the daemon is told to end and started again …
 const RESTARTS: usize = 50;
@@ -12,6 +20,10 @@ const RESTARTS: usize = 50;
 const KILLS: u32 = 20;
 /// About as long as the daemon takes until it is ready.
 const START: Duration = Duration::from_millis(200);
+/// Long enough for every client to have said something.
+const A_WHILE: Duration = Duration::from_secs(1);
+/// How long something may take that waits for the end of connections.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn restarts_and_crashes_lose_nothing_with_the_packet_edge() {
@@ -73,35 +85,74 @@ fn crash_at_start(crowd: &mut Crowd, after: Duration) {
     kill(crowd);
 }
 
-/// How often maps and programs are replaced by others.
-const GROWTHS: u32 = 8;
-
 #[test]
-fn larger_maps_lose_nothing_with_the_packet_edge() {
-    larger_maps_lose_nothing("off");
+fn upgrades_lose_nothing_with_the_packet_edge() {
+    upgrades_lose_nothing("off");
 }
 
 #[test]
-fn larger_maps_lose_nothing_with_the_socket_edge() {
-    larger_maps_lose_nothing("all");
+fn upgrades_lose_nothing_with_the_socket_edge() {
+    upgrades_lose_nothing("all");
 }
 
-/// Every start makes all maps anew, larger ones, and replaces all programs.
-fn larger_maps_lose_nothing(socket_lb: &'static str) {
-    let mut crowd = Crowd::with(socket_lb, &as_args(&sizes(0)));
-    for step in 1..=GROWTHS {
-        crowd.world.start_again_with(&as_args(&sizes(step)));
+/// Three times other programs, then larger maps, then maps of another layout.
+fn upgrades_lose_nothing(socket_lb: &'static str) {
+    let mut crowd = Crowd::new(socket_lb);
+    for step in 0..3 {
+        assert!(crowd.world.daemon.stop().unwrap().success());
+        disguise_programs(&crowd.world);
+        crowd.change(step);
+        crowd.world.start_again();
+        crowd.expect_changed();
     }
+    let larger = ["flows", "sockets", "datagrams"].map(|map| format!("--max-{map}=300000"));
+    crowd
+        .world
+        .start_again_with(&larger.each_ref().map(String::as_str));
+    crowd.change(3);
+    crowd.expect_changed();
+    let killed = |it: &Daemon| assert!(it.kill().is_some());
+    let world = &mut crowd.world;
+    world.replace_daemon(killed, |it| it.with_binary(next_beeline()));
+    std::thread::sleep(A_WHILE);
     crowd.end();
 }
 
-fn as_args(args: &[String]) -> Vec<&str> {
-    args.iter().map(String::as_str).collect()
-}
-
-/// Of the maps that traffic fills, all larger than a step before.
-fn sizes(step: u32) -> [String; 8] {
-    let options = ["flows", "affinity", "sockets", "datagrams"];
-    let args = options.map(|option| [format!("--max-{option}"), (400_000 + step).to_string()]);
-    args.concat().try_into().unwrap()
+/// Kube-proxy serves, Beeline takes over and is restarted, and kube-proxy serves again.
+#[test]
+fn a_whole_story_loses_nothing() {
+    let world = take_over::World::new(Mode::Nftables);
+    let is_long = |it: &Stream| matches!(it.kind, Kind::TcpLong { .. } | Kind::UdpLong { .. });
+    let (long, short): (Vec<_>, Vec<_>) = world.streams().into_iter().partition(is_long);
+    let [long, short] = [long, short].map(|streams| Load::start(streams).unwrap());
+    std::thread::sleep(A_WHILE);
+    // Flows that are over are not to be waited for.
+    let args = [
+        "--replace-kube-proxy",
+        "--timeout=udp-stream=2s",
+        "--timeout=udp-replied=2s",
+    ];
+    let start = || world.start("all", &args);
+    let is_served = || tables(world.node()).contains(&"table ip kube-proxy".to_owned());
+    assert!(is_served());
+    let mut daemon = start();
+    until("kube-proxy's rules gone", PATIENCE, || !is_served());
+    std::thread::sleep(A_WHILE);
+    for end in [Daemon::stop, Daemon::kill].into_iter().cycle().take(6) {
+        assert!(end(&daemon).is_some());
+        daemon = start();
+    }
+    assert!(daemon.stop().unwrap().success());
+    world.mode.load(&world.testbed, &world.backends);
+    assert!(is_served());
+    let cleanup = beeline(&world.testbed).command(["cleanup"]);
+    let cleanup = world.testbed.start(world.node(), cleanup).unwrap();
+    std::thread::sleep(A_WHILE);
+    expect_no_loss(&long.stop().unwrap());
+    let ended = cleanup.wait(PATIENCE).unwrap();
+    assert!(ended.status.success(), "{}", ended.said);
+    assert!(!ended.said.contains(" cut\n"), "{}", ended.said);
+    assert!(!world.testbed.bpffs().join("beeline").exists());
+    std::thread::sleep(A_WHILE);
+    expect_no_loss(&short.stop().unwrap());
 }

@@ -2,14 +2,21 @@
 //!
 //! Each test makes a testbed of its own, so any number may run side by side.
 
+mod api_cluster;
+#[path = "../support/api_server.rs"]
+mod api_server;
+mod api_trouble;
+mod capacity;
 mod cgroups;
 mod changes;
 mod cli;
 mod client;
 mod closed_doors;
 mod cluster;
+mod configuration;
 mod container;
 mod departures;
+mod endpoints;
 mod every_address;
 mod foreign_program;
 mod fragments;

@@ -224,6 +224,39 @@ fn programs_are_replaced_without_a_moment_without_one() {
     }
 }
 
+/// Another version may have one that this one has not, and lack one that it has.
+#[test]
+fn another_set_of_programs_becomes_ours() {
+    let mut node = Node::serving("all");
+    let mut open = node.connect(&node.client.namespace);
+    node.stop();
+    let links = node.testbed.bpffs().join("beeline/links");
+    std::fs::rename(
+        links.join("cgroup-getpeername6"),
+        links.join("cgroup-bind6"),
+    )
+    .unwrap();
+    let before = node.attached();
+    assert_eq!(before.len(), N_PROGRAMS - 1);
+    node.start("all", &[]);
+    let after = node.attached();
+    assert_eq!(after.len(), N_PROGRAMS);
+    assert!(before.iter().all(|it| after.contains(it)));
+    assert!(!links.join("cgroup-bind6").exists());
+    for connection in &mut open {
+        connection.echo(b"still here").unwrap();
+    }
+    node.stop();
+    std::fs::rename(
+        links.join("cgroup-connect6"),
+        links.join("cgroup-bind6-new"),
+    )
+    .unwrap();
+    let removed = beeline(&node.testbed).json(["cleanup", "--now"]).unwrap();
+    assert_eq!(removed["socket_programs"], N_PROGRAMS - 1);
+    assert!(!links.exists());
+}
+
 #[test]
 fn sockets_are_remembered_when_their_map_grows() {
     let mut node = Node::new();

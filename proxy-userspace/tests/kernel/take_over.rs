@@ -5,8 +5,6 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
 use xtask::testbed::load::{Kind, Load, Stream};
@@ -25,17 +23,17 @@ const WHILE: Duration = Duration::from_millis(2500);
 const GONE: Duration = Duration::from_secs(40);
 
 /// A node on which kube-proxy has been serving. Fields are dropped in this order.
-struct World {
-    mode: Mode,
+pub(crate) struct World {
+    pub(crate) mode: Mode,
     _servers: Vec<Server>,
-    backends: [Pod; 2],
+    pub(crate) backends: [Pod; 2],
     pod: Pod,
     outside: Pod,
-    testbed: Testbed,
+    pub(crate) testbed: Testbed,
 }
 
 impl World {
-    fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: Mode) -> Self {
         let testbed = Testbed::new(Layout::Routed).unwrap();
         let pod = testbed.pod("client").unwrap();
         let outside = testbed.machine("far-off", 30).unwrap();
@@ -51,6 +49,7 @@ impl World {
             outside,
             testbed,
         };
+        world.forget_soon();
         let services = [(TCP, "TCP"), (UDP, "UDP")].map(|it| world.manifest(it));
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": services.concat() });
         let file = world.testbed.manifests().join("services.json");
@@ -61,8 +60,20 @@ impl World {
         world
     }
 
-    fn node(&self) -> &Namespace {
+    pub(crate) fn node(&self) -> &Namespace {
         &self.testbed.node().namespace
+    }
+
+    /// Has netfilter forget connections soon after their ends.
+    fn forget_soon(&self) {
+        for state in ["fin_wait", "close_wait", "last_ack", "time_wait", "close"] {
+            let name = format!("net/netfilter/nf_conntrack_tcp_timeout_{state}");
+            self.node().set(&name, "5").unwrap();
+        }
+        for state in ["timeout", "timeout_stream"] {
+            let name = format!("net/netfilter/nf_conntrack_udp_{state}");
+            self.node().set(&name, "15").unwrap();
+        }
     }
 
     /// The Service and its endpoints.
@@ -105,7 +116,7 @@ impl World {
     }
 
     /// Everybody, by everything that serves.
-    fn streams(&self) -> Vec<Stream> {
+    pub(crate) fn streams(&self) -> Vec<Stream> {
         let mut streams = Vec::new();
         for family in Family::ALL {
             let ip = |number| (cluster_ip(family, number), 80);
@@ -144,7 +155,7 @@ impl World {
     }
 
     /// Starts Beeline beside kube-proxy.
-    fn start(&self, socket_lb: &'static str, args: &[&str]) -> Daemon {
+    pub(crate) fn start(&self, socket_lb: &'static str, args: &[&str]) -> Daemon {
         let cidrs = [
             "--service-cidr",
             "10.96.0.0/16",
@@ -223,7 +234,7 @@ fn expect_no_loss(load: Load) {
 }
 
 /// From kube-proxy's rules to Beeline, and then the rules go: nobody notices.
-fn take_over(mode: Mode, socket_lb: &'static str) -> World {
+fn take_over(mode: Mode, socket_lb: &'static str) -> (World, Daemon) {
     let world = World::new(mode);
     let before = mode.rules(world.node());
     let load = Load::start(world.streams()).unwrap();
@@ -257,36 +268,80 @@ fn take_over(mode: Mode, socket_lb: &'static str) -> World {
         );
     }
     expect_no_loss(load);
-    drop(daemon);
-    world
+    (world, daemon)
 }
 
 #[test]
 fn nothing_is_lost_where_nftables_rules_served() {
-    let world = take_over(Mode::Nftables, "off");
-    // What keeps connections is there until the last one has ended, and no longer.
-    for state in [
-        "tcp_timeout_time_wait",
-        "tcp_timeout_close",
-        "udp_timeout",
-        "udp_timeout_stream",
-    ] {
-        let name = format!("net/netfilter/nf_conntrack_{state}");
-        world.node().set(&name, "1").unwrap();
-    }
+    let (world, daemon) = take_over(Mode::Nftables, "off");
+    // Those who opened connections have ended, and so has what netfilter remembers of them.
+    let is_gone = || !tables(world.node()).iter().any(|it| it.contains("beeline"));
+    wait_until("what keeps connections is gone", GONE, is_gone);
+    assert_eq!(daemon.status()["problems"], json!([]));
+    let flows = beeline(&world.testbed).json(["flows"]).unwrap();
+    let is_left_alone = |flow: &&Value| flow["backend"] == flow["frontend"];
+    let left_alone: Vec<_> = flows
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(is_left_alone)
+        .collect();
+    assert!(left_alone.is_empty(), "{left_alone:?}");
 }
 
 #[test]
 fn nothing_is_lost_where_nftables_rules_served_with_the_socket_edge() {
-    take_over(Mode::Nftables, "all");
+    drop(take_over(Mode::Nftables, "all"));
 }
 
 #[test]
 fn nothing_is_lost_where_iptables_made_nf_tables_rules() {
-    take_over(Mode::IptablesNft, "off");
+    drop(take_over(Mode::IptablesNft, "off"));
 }
 
 #[test]
 fn nothing_is_lost_where_old_iptables_served() {
-    take_over(Mode::IptablesLegacy, "all");
+    drop(take_over(Mode::IptablesLegacy, "all"));
+}
+
+#[test]
+fn rules_are_left_while_kube_proxy_runs() {
+    let world = World::new(Mode::Nftables);
+    let serves = || {
+        tables(world.node())
+            .iter()
+            .any(|it| it.contains("kube-proxy"))
+    };
+    let refusal = world.migrate(&[]).unwrap_err();
+    assert!(refusal.contains("no daemon is running"), "{refusal}");
+    let kube_proxy = world.start_kube_proxy();
+    let daemon = world.start("off", &["--replace-kube-proxy"]);
+    let told = |text: &str| {
+        let problems = daemon.status()["problems"].to_string();
+        text.is_empty() && problems == "[]" || !text.is_empty() && problems.contains(text)
+    };
+    let runs = format!("it runs (process {})", kube_proxy.id());
+    wait_until("it is told that kube-proxy runs", GONE, || told(&runs));
+    let refusal = world.migrate(&[]).unwrap_err();
+    assert!(refusal.contains("kube-proxy runs"), "{refusal}");
+    assert!(serves());
+    drop(kube_proxy);
+    wait_until("the rules are removed once it has ended", GONE, || {
+        !serves()
+    });
+    wait_until("nothing is wrong", GONE, || told(""));
+    let log = daemon.log();
+    assert!(
+        log.contains("removed kube-proxy's rules: nftables, IPv6"),
+        "{log}"
+    );
+    // It comes back: its rules are not removed without being asked for.
+    world.mode.load(&world.testbed, &world.backends);
+    wait_until("it is told that rules are here", GONE, || {
+        told("its rules are here")
+    });
+    assert!(serves());
+    world.expect_tables(&world.migrate(&[]).unwrap());
+    assert!(!serves());
+    wait_until("nothing is wrong again", GONE, || told(""));
 }

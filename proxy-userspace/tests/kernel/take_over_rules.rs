@@ -359,7 +359,7 @@ const OTHER_TABLE: &str = "table inet other {
 fn others(at: &str) -> String {
     format!(
         "*nat\n:CNI-{at} - [0:0]\n-A PREROUTING -m comment --comment \"other {at}\" -j CNI-{at}\n\
-         -A POSTROUTING -m comment --comment \"other {at}\" -j CNI-{at}\n\
+         -A POSTROUTING -s 192.0.2.7 -m comment --comment \"other {at}\" -j RETURN\n\
          -A CNI-{at} -p tcp -m tcp --dport 8443 -j DNAT --to-destination 192.0.2.1\nCOMMIT\n\
          *filter\n:OWN-{at} - [0:0]\n-A FORWARD -m comment --comment \"other {at}\" -j OWN-{at}\n\
          -A OWN-{at} -s 192.0.2.9 -j DROP\n\

@@ -9,6 +9,7 @@ use proxy_common::abi::Family;
 use xtask::testbed::load::{Counts, Kind as LoadKind, Load, Stream};
 use xtask::testbed::{Namespace, Pod, in_namespace};
 
+use crate::loss_crowd::expect_no_loss;
 use crate::two_nodes_world::{Kind, Local, NODES, Service, TwoNodes};
 use crate::vitals::get;
 use crate::world::{Answer, Speak, ask};
@@ -258,14 +259,7 @@ impl Busy {
     }
 
     fn end(self) {
-        let counts = self.load.stop().unwrap();
-        println!("{counts}");
-        let all = counts.sum();
-        assert_eq!((all.n_failed(), all.n_broken()), (0, 0), "{counts}");
-        assert_eq!((all.lost, all.moved), (0, 0), "{counts}");
-        for (name, tally) in counts.iter() {
-            assert!(tally.exchanges > 0, "{name}: too little to show anything");
-        }
+        expect_no_loss(&self.load.stop().unwrap());
     }
 }
 

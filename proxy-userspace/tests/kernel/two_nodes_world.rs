@@ -19,8 +19,8 @@ use xtask::testbed::{
     in_namespace,
 };
 
+use crate::api_server::ApiServer;
 use crate::cluster::{TARGET_PORT, beeline};
-use crate::kubernetes::api_server::ApiServer;
 use crate::world::{Speak, witness};
 
 /// The nodes, by number.

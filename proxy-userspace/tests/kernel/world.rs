@@ -406,7 +406,7 @@ impl World {
         other: impl FnOnce(Beeline<'_>) -> Beeline<'_>,
     ) {
         end(&self.daemon);
-        self.daemon = other(beeline(&self.testbed)).run(&self.args).unwrap();
+        self.daemon = other(self.beeline()).run(&self.args).unwrap();
     }
 
     /// The arguments that `beeline run` has.

@@ -152,6 +152,7 @@ pub(crate) fn slice(
         family,
         ports: vec![],
         endpoints,
+        changed_at: Default::default(),
     }
 }
 

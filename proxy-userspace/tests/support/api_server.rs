@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,9 +21,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 /// No wait takes this long unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,6 +110,8 @@ struct State {
     silent: Vec<(String, usize)>,
     /// The bearer token that requests must have, if any.
     token: Option<String>,
+    /// How new connections are secured, if they are.
+    tls: Option<TlsAcceptor>,
 }
 
 /// Something that watches are told.
@@ -149,6 +154,7 @@ impl ApiServer {
             n_opened: 0,
             silent: Vec::new(),
             token: None,
+            tls: None,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -159,10 +165,13 @@ impl ApiServer {
 
     /// Starts another one of the same cluster.
     pub(crate) async fn twin(&self) -> Self {
-        let anywhere = SocketAddr::new(self.address.ip(), 0);
-        Self::serve(anywhere, Arc::clone(&self.shared))
-            .await
-            .unwrap()
+        self.twin_at(self.address.ip()).await
+    }
+
+    /// Starts another one of the same cluster at another address.
+    pub(crate) async fn twin_at(&self, ip: IpAddr) -> Self {
+        let shared = Arc::clone(&self.shared);
+        Self::serve(SocketAddr::new(ip, 0), shared).await.unwrap()
     }
 
     async fn serve(address: SocketAddr, shared: Arc<Shared>) -> io::Result<Self> {
@@ -262,6 +271,11 @@ impl ApiServer {
     /// Has requests need this bearer token from now on; watches that are open go on.
     pub(crate) fn require_token(&self, token: &str) {
         self.shared.state().token = Some(token.to_owned());
+    }
+
+    /// Secures connections from now on; those that are open go on.
+    pub(crate) fn secure(&self, config: ServerConfig) {
+        self.shared.state().tls = Some(TlsAcceptor::from(Arc::new(config)));
     }
 
     /// The objects of this resource as they are now.
@@ -421,17 +435,32 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, cut: watch::Sender<(
     while let Ok((connection, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         let mut cut = cut.subscribe();
+        let tls = shared.state().tls.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| respond(request, Arc::clone(&shared)));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(connection), service);
+            let serve = async {
+                match tls {
+                    None => serve(connection, shared).await,
+                    Some(tls) => {
+                        if let Ok(connection) = tls.accept(connection).await {
+                            serve(connection, shared).await;
+                        }
+                    }
+                }
+            };
             tokio::select! {
-                // However it ends, the client has noticed.
-                _ = connection => {}
+                () = serve => {}
                 _ = cut.changed() => {}
             }
         });
     }
+}
+
+async fn serve(connection: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
+    let service = service_fn(move |request| respond(request, Arc::clone(&shared)));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(connection), service);
+    // However it ends, the client has noticed.
+    drop(connection.await);
 }
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;

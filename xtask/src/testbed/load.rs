@@ -12,6 +12,8 @@
 //!   [`Patience::resend`] sends once more from the same socket, and gives up after
 //!   [`Patience::answer`]. If the second one is answered and the first one is not, it was *lost*;
 //!   if the first one is after all, it was *late*.
+//! - A connection that is only there after [`Patience::resend`] was *slow*: the kernel sends a SYN
+//!   that is lost again after a second.
 
 mod clock;
 mod counts;
@@ -76,7 +78,7 @@ pub enum Kind {
 pub struct Patience {
     /// For an answer, or for a connection.
     pub answer: Duration,
-    /// Until a datagram is sent once more.
+    /// Until a datagram is sent once more, or a connection is slow.
     pub resend: Duration,
 }
 
@@ -277,6 +279,14 @@ impl Client {
         let mut tally = self.shared.tally();
         tally.exchanges += 1;
         tally.waited(due);
+    }
+
+    /// Notes how long a connection took: the kernel sends a SYN again after a second.
+    fn connected(&self, took: Duration) {
+        if took >= self.patience.resend {
+            let at = self.shared.start.elapsed();
+            self.shared.tally().slow(at, took);
+        }
     }
 
     fn failed(&self, what: &str, why: &std::io::Error) {

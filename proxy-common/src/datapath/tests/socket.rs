@@ -328,8 +328,9 @@ fn a_socket_of_the_node_that_cannot_reach_a_pod_is_left_to_packets() {
 fn a_table_without_room_leaves_sockets_to_packets() {
     let mut memory = node(&[ONE]);
     memory.sockets.is_full = true;
-    assert_eq!(connect(&memory, &tcp(SERVICE)), BY_PACKET);
-    assert_eq!(send(&memory, &udp(SERVICE)), BY_PACKET);
+    let full = Answer::Leave(Pass::SocketsFull);
+    assert_eq!(connect(&memory, &tcp(SERVICE)), full);
+    assert_eq!(send(&memory, &udp(SERVICE)), full);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::causes;
 use crate::cli::{Error, Paths, block_on};
 use crate::conntrack_gc::Timeouts;
 use crate::hand_back::{HandBack, Left};
+use crate::kube_proxy;
 use crate::loader::cgroup;
 use crate::loader::lock::Lock;
 use crate::status::{self, Status};
@@ -35,15 +37,31 @@ pub(super) fn hand_back(paths: &Paths, patience: Duration) -> Result<End, Error>
     let timeouts = status.map_or_else(Timeouts::default, |status| {
         Timeouts::from_names(&status.timeouts)
     });
+    say_whether_served();
     let mut hand_back = HandBack::open(&pins, timeouts)?;
     hand_back.begin()?;
     // Nobody is pointed at a backend any more. The other programs stay: who was has to be told
     // who answers.
     let _n_detached = cgroup::detach_connect(&pins)?;
-    block_on(wait(paths, &hand_back, patience))
+    block_on(wait(paths, &mut hand_back, patience))
 }
 
-async fn wait(paths: &Paths, hand_back: &HandBack, patience: Duration) -> Result<End, Error> {
+/// Says so if nobody takes what is handed back. Somebody may whom we do not know.
+fn say_whether_served() {
+    match kube_proxy::serving() {
+        Ok(serving) if serving.is_empty() => eprintln!(
+            "no rules of kube-proxy are here: unless something else serves, new connections to \
+             Services fail from now on"
+        ),
+        Ok(serving) => eprintln!("kube-proxy's rules serve ({})", serving.join("; ")),
+        Err(error) => eprintln!(
+            "cannot tell whether kube-proxy serves: {}",
+            causes::line(&error)
+        ),
+    }
+}
+
+async fn wait(paths: &Paths, hand_back: &mut HandBack, patience: Duration) -> Result<End, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |source| Error::Io {
         action: "listen to signals for",

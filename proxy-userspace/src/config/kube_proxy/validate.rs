@@ -8,6 +8,15 @@ use super::Settings;
 use crate::config::go::GoDuration;
 use crate::node;
 
+/// kube-proxy's ways of telling local pods.
+pub(super) const DETECT_LOCAL: [&str; 5] = [
+    "",
+    "ClusterCIDR",
+    "NodeCIDR",
+    "BridgeInterface",
+    "InterfaceNamePrefix",
+];
+
 /// The first field whose value kube-proxy would not take, and what is wrong with it.
 type Fault = (String, String);
 
@@ -26,14 +35,7 @@ impl Settings {
     fn words(&self) -> Result<(), Fault> {
         let modes = ["", "iptables", "ipvs", "nftables"];
         self.one_of("mode", &modes)?;
-        let detect = [
-            "",
-            "ClusterCIDR",
-            "NodeCIDR",
-            "BridgeInterface",
-            "InterfaceNamePrefix",
-        ];
-        self.one_of("detectLocalMode", &detect)?;
+        self.one_of("detectLocalMode", &DETECT_LOCAL)?;
         self.one_of("logging.format", &["text", "json"])?;
         for (mode, path) in [
             ("BridgeInterface", "detectLocal.bridgeInterface"),

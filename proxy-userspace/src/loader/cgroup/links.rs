@@ -118,6 +118,7 @@ pub fn attach(
             }
         }
     }
+    let _n_detached = detach_unknown(pins)?;
     Ok(changes)
 }
 
@@ -126,7 +127,20 @@ pub fn attach(
 /// # Errors
 /// If a pin cannot be removed.
 pub fn detach(pins: &Pins) -> Result<usize, LinkError> {
-    detach_at(pins, SocketHook::ALL.into_iter().rev())
+    let n_detached = detach_at(pins, SocketHook::ALL.into_iter().rev())?;
+    Ok(n_detached + detach_unknown(pins)?)
+}
+
+/// Takes programs off that another version has and this one has not; says how many there were.
+fn detach_unknown(pins: &Pins) -> Result<usize, LinkError> {
+    let pinned = pins.socket_links().map_err(failed("read", &pins.links()))?;
+    let is_known = |name: &String| SocketHook::ALL.iter().any(|hook| hook.name() == *name);
+    let mut n_detached = 0;
+    for name in pinned.iter().filter(|name| !is_known(name)) {
+        let _was_there = unpin(&pins.new_socket_link(name))?;
+        n_detached += usize::from(unpin(&pins.socket_link(name))?);
+    }
+    Ok(n_detached)
 }
 
 /// Takes those off that point sockets at backends when they connect; says how many there were.

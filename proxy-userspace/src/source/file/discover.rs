@@ -9,12 +9,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::manifest::{self, Wanted};
 use super::merge::{Change, subject};
 use super::watch::Look;
 use super::{FileError, reason};
+use crate::clock::wall;
 use crate::source::parse::Strings;
 
 /// A file modified more recently may be modified again without a change of its times: clocks of
@@ -123,9 +124,7 @@ impl Signature {
 }
 
 fn is_settled(metadata: &Metadata) -> bool {
-    let age = metadata
-        .modified()
-        .map(|time| SystemTime::now().duration_since(time));
+    let age = metadata.modified().map(|time| wall().duration_since(time));
     // A time in the future is somebody's clock, not a writer at work.
     !matches!(age, Ok(Ok(age)) if age < SETTLED)
 }
@@ -331,7 +330,7 @@ mod tests {
         let wrote = |text: &str, age: Duration| {
             fs::write(&path, text).unwrap();
             let file = fs::File::options().write(true).open(&path).unwrap();
-            file.set_modified(SystemTime::now() - age).unwrap();
+            file.set_modified(wall() - age).unwrap();
         };
         let hour = Duration::from_secs(3600);
         wrote("", Duration::ZERO);

@@ -21,12 +21,12 @@ use super::access::{Access, Sources, connect};
 use super::{KubernetesError, jitter};
 
 /// Nobody is waited for longer, whatever is asked for.
-const MOST_PATIENCE: Duration = Duration::from_secs(600);
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A body that has been read, or that is watched.
 pub(super) type Answer = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Nothing was heard of a watch for too long.
+/// There was no answer, or nothing was heard of a watch, for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing was heard for {0:?}")]
 pub(super) struct Silence(Duration);
@@ -144,10 +144,7 @@ impl Servers {
         let patience = self.access.timing.answer;
         match timeout(patience, answer).await {
             Ok(result) => result,
-            Err(_) => {
-                let message = format!("no answer within {patience:?}");
-                Err(kube::Error::Service(message.into()))
-            }
+            Err(_) => Err(kube::Error::Service(Silence(patience).into())),
         }
     }
 

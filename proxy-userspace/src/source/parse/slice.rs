@@ -1,12 +1,14 @@
 //! EndpointSlices.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as k8s;
 use proxy_common::abi::Family;
 
 use super::{Errors, FieldError, Item, Parsed, Strings, address, each, label, not_empty};
-use crate::model::{Endpoint, EndpointSlice, ObjectName, SlicePort};
+use crate::model::{ChangedAt, Endpoint, EndpointSlice, ObjectName, SlicePort};
 
 /// What matters of an EndpointSlice. None of ours are those without the label of a Service
 /// (rule R20), those of headless Services (rule R4) and those of host names (rule R21).
@@ -42,11 +44,22 @@ pub fn endpoint_slice(
         family,
         ports: ports(strings, object, &mut errors),
         endpoints: endpoints(strings, object, family, &mut errors),
+        changed_at: changed_at(object),
     };
     Parsed {
         object: Some(slice),
         errors: errors.0,
     }
+}
+
+/// By the annotation of the endpoint controllers. One that can't be read counts as none: it is only
+/// there to be measured by (rule R175).
+fn changed_at(object: &k8s::EndpointSlice) -> ChangedAt {
+    let annotations = object.metadata.annotations.as_ref();
+    let text =
+        annotations.and_then(|all| all.get("endpoints.kubernetes.io/last-change-trigger-time"));
+    let time = text.and_then(|text| text.parse::<Timestamp>().ok());
+    ChangedAt(time.map(SystemTime::from))
 }
 
 /// Ports without name or number are skipped (rule R14).

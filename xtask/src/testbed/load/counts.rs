@@ -23,6 +23,8 @@ pub struct Tally {
     pub lost: u64,
     /// Datagrams of which the first try was answered after the second was sent.
     pub late: u64,
+    /// Connections that took so long that a packet must have been lost.
+    pub slow: u64,
     /// Long-lived UDP sockets that were answered by another backend than before, how often.
     pub moved: u64,
     /// The longest that anything took from when it was due until it was answered.
@@ -65,12 +67,21 @@ impl Tally {
         *self.broken.entry(reason).or_default() += 1;
     }
 
+    pub(super) fn slow(&mut self, at: Duration, took: Duration) {
+        self.slow += 1;
+        self.note(at, format!("connect: only after {took:?}"));
+    }
+
     fn detail(&mut self, at: Duration, what: &str, why: &io::Error) -> String {
         let reason = format!("{what}: {why}");
-        if self.details.len() < DETAILS {
-            self.details.push((at, reason.clone()));
-        }
+        self.note(at, reason.clone());
         reason
+    }
+
+    fn note(&mut self, at: Duration, what: String) {
+        if self.details.len() < DETAILS {
+            self.details.push((at, what));
+        }
     }
 
     fn add(&mut self, other: &Self) {
@@ -78,6 +89,7 @@ impl Tally {
         self.exchanges += other.exchanges;
         self.lost += other.lost;
         self.late += other.late;
+        self.slow += other.slow;
         self.moved += other.moved;
         self.longest = self.longest.max(other.longest);
         self.behind = self.behind.max(other.behind);
@@ -100,11 +112,12 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{} opened, {} exchanges, {failed} failed, {broken} broken, {} lost, {} late, \
-             {} moved; longest {:.3} s, load behind {:.3} s",
+             {} slow, {} moved; longest {:.3} s, load behind {:.3} s",
             self.opened,
             self.exchanges,
             self.lost,
             self.late,
+            self.slow,
             self.moved,
             self.longest.as_secs_f64(),
             self.behind.as_secs_f64(),

@@ -54,8 +54,12 @@ pub(super) async fn long(client: Client, mut clock: Clock) {
 /// Connects, and reads the server's name.
 async fn open(client: &Client, due: Instant) -> Option<TcpStream> {
     let patience = client.patience.answer;
+    let start = Instant::now();
     let mut stream = match in_time(patience, TcpStream::connect(client.to)).await {
-        Ok(stream) => stream,
+        Ok(stream) => {
+            client.connected(start.elapsed());
+            stream
+        }
         Err(error) => {
             client.failed("connect", &error);
             return None;
