@@ -444,6 +444,23 @@ fn the_patch_gives_kube_proxys_daemon_set_what_ours_has() {
     }
 }
 
+#[test]
+fn the_instructions_settings_are_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("beeline.yaml");
+    let examples = examples().into_iter();
+    let own = examples.filter(|it| it.starts_with("apiVersion: beeline.io/"));
+    let own: Vec<_> = own.collect();
+    assert!(!own.is_empty());
+    for example in own {
+        std::fs::write(&file, example).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
+        let _appended = command.args(["config", "--beeline-config"]).arg(&file);
+        let said = output(&mut command).unwrap();
+        assert!(said.contains(file.to_str().unwrap()), "{said}");
+    }
+}
+
 /// The blocks of YAML in the instructions.
 fn examples() -> Vec<String> {
     let text = read(&deploy().join("../docs/install.md"));
