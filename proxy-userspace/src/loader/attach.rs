@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use aya::sys::SyscallError;
 use proxy_common::abi::Side;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::syscall;
 use super::checks::Features;
 use super::clsact::{self, FilterError};
 use super::pins::{self, Pins};
@@ -282,13 +284,20 @@ fn new_links(pins: &Pins) -> Result<Vec<(u32, Side)>, AttachError> {
 }
 
 fn settle_at(pins: &Pins, index: u32, side: Side) -> Result<(), AttachError> {
-    let new = pins.new_link(index, side);
-    match std::fs::rename(&new, pins.link(index, side)) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AttachError::Unpin { path: new, source })
-        }
-        _ => Ok(()),
+    let (new, path) = (pins.new_link(index, side), pins.link(index, side));
+    let old = syscall::open_pin(&path);
+    match std::fs::rename(&new, &path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(AttachError::Unpin { path: new, source }),
     }
+    // What it still opened would be known to nobody: it has to be gone before anything else is done.
+    if let Ok(old) = old
+        && let Err(error) = syscall::detach_link(old.as_fd())
+    {
+        tracing::debug!("{}: the old link goes by itself: {error}", path.display());
+    }
+    Ok(())
 }
 
 /// Takes our programs off `device`, however they were attached; says whether any was there.

@@ -2,7 +2,7 @@
 
 mod links;
 mod mounts;
-mod syscall;
+pub(super) mod syscall;
 
 use std::fs::File;
 use std::io;

@@ -182,7 +182,9 @@ fn an_upgrade_may_be_killed_at_every_step() {
             let doomed = doomed.start(world.args()).unwrap();
             let end = doomed.ended(PATIENCE).unwrap();
             assert!(!end.success(), "{step}: {end}");
+            println!("killed at step {step}");
             go_on();
+            println!("nobody noticed; going on");
             world.replace_daemon(|_| {}, |it| it.with_binary(next_beeline()));
             assert_eq!(layouts(world), ["v2"], "{step}: {}", world.daemon.log());
             assert_eq!(world.daemon.status()["last_sync"]["writes"], 0, "{step}");
