@@ -85,7 +85,7 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            answer: Duration::from_secs(5),
+            answer: Duration::from_secs(20),
             resend: Duration::from_secs(1),
         }
     }
