@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proxy_common::abi::{Family, Protocol};
@@ -101,11 +101,12 @@ pub struct EndpointSlice {
     pub changed_at: ChangedAt,
 }
 
-/// When something came about that an object tells of, by the clock of who wrote it.
+/// When something came about that an object tells of, by the clock of who wrote it: the time since
+/// 1970 began.
 ///
 /// It says nothing about whether two objects are the same: all times are equal.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct ChangedAt(pub Option<SystemTime>);
+pub struct ChangedAt(pub Option<Duration>);
 
 impl PartialEq for ChangedAt {
     fn eq(&self, _: &Self) -> bool {

@@ -75,7 +75,13 @@ impl Noted {
     pub(super) fn of(event: &Event) -> Option<Self> {
         let (change, slice) = match event {
             Event::Service(_) | Event::ServiceGone(_) => (Change::Service, None),
-            Event::Slice(slice) => (Change::Endpoints, Some((slice.family, slice.changed_at.0))),
+            Event::Slice(slice) => (
+                Change::Endpoints,
+                Some((
+                    slice.family,
+                    slice.changed_at.0.map(|at| SystemTime::UNIX_EPOCH + at),
+                )),
+            ),
             Event::SliceGone(_) => (Change::Endpoints, None),
             Event::Node(_)
             | Event::ServiceCidrs(_)

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use beeline::clock::wall;
 use beeline::loader::pins::Pins;
 use beeline::maps::Table;
 use bytemuck::Zeroable as _;
@@ -278,7 +279,7 @@ fn changes_are_measured_from_the_annotation_on() {
             "endpoints": [{"addresses": [address]}],
         })
     };
-    let now = SystemTime::now();
+    let now = wall();
     let ago = |seconds| now - Duration::from_secs(seconds);
     let total = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
     let before = value(testbed, total, &[]);
@@ -295,15 +296,11 @@ fn changes_are_measured_from_the_annotation_on() {
         (value(testbed, total, &[]), of("count")),
         (before + 1.0, 0.0)
     );
-    write(
-        testbed,
-        "more.json",
-        &[slice("10.99.0.2", SystemTime::now())],
-    );
+    write(testbed, "more.json", &[slice("10.99.0.2", wall())]);
     until("a measurement", 10, || of("count") == 1.0);
     assert!((0.0..5.0).contains(&of("sum")), "{}", of("sum"));
     // By a clock that is ahead.
-    let ahead = SystemTime::now() + Duration::from_secs(600);
+    let ahead = wall() + Duration::from_secs(600);
     let sum = of("sum");
     write(testbed, "more.json", &[slice("10.99.0.3", ahead)]);
     until("another one", 10, || of("count") == 2.0);

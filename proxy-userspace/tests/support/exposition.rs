@@ -26,14 +26,6 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
 }
 
-impl Family {
-    /// The names of all labels but that of buckets.
-    pub(crate) fn labels(&self) -> BTreeSet<String> {
-        let names = self.samples.iter().flat_map(|it| it.labels.keys());
-        names.filter(|name| *name != "le").cloned().collect()
-    }
-}
-
 /// Reads a text.
 ///
 /// # Panics
@@ -98,6 +90,7 @@ fn check_help(help: &str) {
 fn finish(families: &mut BTreeMap<String, Family>, family: Option<Family>, format: Text) {
     let Some(family) = family else { return };
     check_name(&family.name);
+    assert!(!family.help.is_empty(), "{}: no help", family.name);
     let base = match (format, &*family.kind) {
         (Text::Plain, "counter") => family.name.strip_suffix("_total").expect(&family.name),
         _ => &family.name,

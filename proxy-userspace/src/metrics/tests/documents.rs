@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::exposition::{self, Family, Text};
-use super::filled;
 use super::promql::uses;
+use super::{filled, label_names};
 use crate::metrics::Format;
 
 /// Labels that Prometheus gives to what it scrapes, not Beeline.
@@ -53,7 +53,7 @@ fn documented() -> Described {
 fn every_metric_is_documented_and_no_other() {
     let there: Described = families()
         .into_iter()
-        .map(|(name, family)| (name, (family.kind.clone(), family.labels())))
+        .map(|(name, family)| (name, (family.kind.clone(), label_names(&family))))
         .collect();
     let documented = documented();
     for (name, row) in &there {
@@ -89,12 +89,13 @@ fn check(expressions: &Expressions) {
                 .filter(|it| it.kind != "histogram")
                 .or(base);
             let family = family.unwrap_or_else(|| panic!("{place}: {name} in {expression}"));
-            known.extend(family.labels());
+            known.extend(label_names(family));
             if name.ends_with("_bucket") {
                 known.insert("le".to_owned());
             }
             for label in labels {
-                let is_there = family.labels().contains(label) || OF_TARGETS.contains(&&**label);
+                let is_there =
+                    label_names(family).contains(label) || OF_TARGETS.contains(&&**label);
                 assert!(is_there, "{place}: label {label} of {name}");
             }
         }

@@ -1,7 +1,7 @@
 //! EndpointSlices.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as k8s;
@@ -59,7 +59,7 @@ fn changed_at(object: &k8s::EndpointSlice) -> ChangedAt {
     let text =
         annotations.and_then(|all| all.get("endpoints.kubernetes.io/last-change-trigger-time"));
     let time = text.and_then(|text| text.parse::<Timestamp>().ok());
-    ChangedAt(time.map(SystemTime::from))
+    ChangedAt(time.and_then(|time| Duration::try_from(time.as_duration()).ok()))
 }
 
 /// Ports without name or number are skipped (rule R14).
