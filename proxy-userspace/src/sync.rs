@@ -326,10 +326,7 @@ impl Sync {
         let mut n_settled = 0;
         for (name, plan) in published {
             match self.withdraw(&name, &plan, writer) {
-                Ok(()) => {
-                    self.settle_service(&name, plan);
-                    n_settled += 1;
-                }
+                Ok(()) => n_settled += usize::from(self.settle_service(&name, plan)),
                 Err(refusal) => self.refuse(&name, refusal),
             }
             self.rest_left_blocks();
@@ -383,11 +380,16 @@ impl Sync {
             .flat_map(|(_, _, heirs)| heirs)
     }
 
-    /// All that could be done for a Service is done.
-    fn settle_service(&mut self, name: &ObjectName, plan: Plan) {
+    /// All that could be done for a Service is done. Yields whether it is in force as far as
+    /// possible.
+    fn settle_service(&mut self, name: &ObjectName, plan: Plan) -> bool {
+        if let Some((_, refusal)) = plan.failed.into_iter().next() {
+            self.refuse(name, refusal);
+            return false;
+        }
         if plan.clashes.is_empty() {
             self.pending.remove(name);
-            return;
+            return true;
         }
         for clash in &plan.clashes {
             self.waiting
@@ -396,6 +398,7 @@ impl Sync {
                 .insert(name.clone());
         }
         self.refuse(name, Refusal::Taken(plan.clashes));
+        true
     }
 
     fn refuse(&mut self, name: &ObjectName, refusal: Refusal) {

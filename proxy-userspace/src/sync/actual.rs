@@ -58,6 +58,10 @@ pub(super) struct HeldPort {
 }
 
 impl HeldPort {
+    pub(super) fn is_of(&self, family: Family) -> bool {
+        self.family == family_number(family)
+    }
+
     pub(super) fn new(owner: ObjectName, desired: &DesiredPort) -> Self {
         Self {
             owner,

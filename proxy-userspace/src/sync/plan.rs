@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::abi::{Frontend, FrontendKey};
+use proxy_common::abi::{Family, Frontend, FrontendKey};
 
 use super::Sync;
 use super::actual::{HeldPort, address_kind, service_name};
@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) ports: Vec<PortPlan>,
     /// Frontends that the Service can't have.
     pub(super) clashes: Vec<Clash>,
+    /// Families in which it was not published, and why.
+    pub(super) failed: Vec<(Family, Refusal)>,
 }
 
 /// One service port.
@@ -70,6 +72,7 @@ impl Sync {
             desired: Arc::clone(&desired),
             ports: vec![],
             clashes: vec![],
+            failed: Vec::new(),
         };
         let mut granted = BTreeSet::new();
         for (index, port) in desired.iter().enumerate() {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::abi::{Backend, BackendFlags, Frontend, FrontendKey};
+use proxy_common::abi::{Backend, BackendFlags, Family, Frontend, FrontendKey};
 
 use super::actual::{HeldPort, address_kind, is_live, service_name};
 use super::adopt::gone;
@@ -60,31 +60,37 @@ pub(super) struct Writer<'a, T> {
 }
 
 impl Sync {
-    /// Brings the desired version of a Service into force, as a whole or not at all if room lacks
-    /// or a write fails.
+    /// Brings the desired version of a Service into force: of each family as a whole or not at all
+    /// if a write fails, of neither if room lacks.
+    ///
+    /// A family goes on without the other, as if each had a proxy of its own (rule R150).
     pub(super) fn publish<T: Target>(
         &mut self,
         owner: &ObjectName,
         writer: &mut Writer<'_, T>,
     ) -> Result<Plan, Refusal> {
         let mut plan = self.plan_with_room(owner, writer)?;
-        self.journal = Some(vec![]);
-        let result = self.publish_plan(owner, &mut plan, writer);
-        let journal = self.journal.take().unwrap_or_default();
-        if result.is_err()
-            && let Err(refusal) = self.undo(journal, writer)
-        {
-            tracing::debug!("Service {owner}: a failed update stays in part: {refusal}");
+        for family in Family::ALL {
+            self.journal = Some(vec![]);
+            let result = self.publish_family(owner, family, &mut plan, writer);
+            let journal = self.journal.take().unwrap_or_default();
+            if let Err(refusal) = result {
+                plan.failed.push((family, refusal));
+                if let Err(refusal) = self.undo(journal, writer) {
+                    tracing::debug!("Service {owner}: a failed update stays in part: {refusal}");
+                }
+            }
         }
         self.return_unused_blocks(&plan.ports);
-        result.map(|()| plan)
+        Ok(plan)
     }
 
     /// First what no packet sees yet, then the frontends: new ones before those that are replaced,
     /// for which there is room in any case.
-    fn publish_plan<T: Target>(
+    fn publish_family<T: Target>(
         &mut self,
         owner: &ObjectName,
+        family: Family,
         plan: &mut Plan,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
@@ -92,6 +98,9 @@ impl Sync {
         let mut frontends = Vec::new();
         for port in ports {
             let desired = &desired[port.index];
+            if desired.family != family {
+                continue;
+            }
             let service = self.prepare_port(owner, desired, port, writer)?;
             let value = |it: &DesiredFrontend| (it.key, port.value(service, desired, it));
             frontends.extend(port.frontends.iter().map(value));
@@ -277,15 +286,21 @@ impl Sync {
         }
     }
 
-    /// Takes away what a published Service has beyond its desired version: of all its ports the
-    /// frontends first, so that what fails later is seen by no packet.
+    /// Takes away what a Service has beyond its desired version in the families in which that was
+    /// published: of all its ports the frontends first, so that what fails later is seen by no
+    /// packet.
     pub(super) fn withdraw<T: Target>(
         &mut self,
         owner: &ObjectName,
         plan: &Plan,
         writer: &mut Writer<'_, T>,
     ) -> Result<(), Refusal> {
-        let ids = self.actual.ids_of(owner).to_vec();
+        let has_failed = |id: &u32| {
+            let port = self.actual.port(*id);
+            port.is_some_and(|port| plan.failed.iter().any(|(family, _)| port.is_of(*family)))
+        };
+        let ids = self.actual.ids_of(owner).iter().copied();
+        let ids: Vec<_> = ids.filter(|id| !has_failed(id)).collect();
         let of_plan = |id| plan.ports.iter().find(|port| port.service == Some(id));
         let mut removed = Ok(());
         for &id in &ids {

@@ -23,14 +23,24 @@ fn views(cluster: &Cluster) -> BTreeMap<ObjectName, View> {
         .collect()
 }
 
-/// Each Service is as it was or as it is to be; who is not as it is to be is named.
+/// What of it is of a family.
+fn of(family: Family, view: &View) -> View {
+    let of_family = view.iter().filter(|(key, _)| key.addr.family() == family);
+    of_family.map(|(key, seen)| (*key, seen.clone())).collect()
+}
+
+/// Each Service is as it was or as it is to be, in each family (rule R150); who is not as it is to
+/// be is named.
 fn assert_whole(cluster: &Cluster, before: &BTreeMap<ObjectName, View>) {
     for (name, before) in before {
         let (seen, desired) = (cluster.maps.view_of(name), cluster.desired_of(name));
-        assert!(
-            seen == desired || seen == *before,
-            "{name}: {seen:#?} instead of {desired:#?} or {before:#?}"
-        );
+        for family in Family::ALL {
+            let of_family = of(family, &seen);
+            assert!(
+                of_family == of(family, &desired) || of_family == of(family, before),
+                "{name}: {seen:#?} instead of {desired:#?} or {before:#?}"
+            );
+        }
         let subject = format!("Service {name}");
         let is_named = cluster
             .sync
