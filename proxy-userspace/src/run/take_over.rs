@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::abi::{Flow, FlowKey};
 
+use crate::causes;
 use crate::health::Problems;
 use crate::kube_proxy::{self, UdpError, UdpFlows};
 use crate::loader::pins::Pins;
@@ -94,15 +95,10 @@ fn hold(maps: &mut Maps) -> Result<UdpFlows, UdpError> {
 /// Says what went wrong with flows of UDP, which move then.
 fn noted<T>(done: Result<T, UdpError>) -> Option<T> {
     done.inspect_err(|error| {
-        let error = error_chain(error);
+        let error = causes::line(error);
         tracing::warn!("flows of UDP that kube-proxy opened may move: {error}");
     })
     .ok()
-}
-
-fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// The part of it in a thread of its own.
@@ -154,7 +150,7 @@ impl Watcher {
         let start = Instant::now();
         let problem = match self.look() {
             Ok(problem) => problem,
-            Err(error) => Some(error_chain(&error)),
+            Err(error) => Some(causes::line(&error)),
         };
         self.problems.set(SUBJECT, problem);
         Instant::now() + INTERVAL.max(start.elapsed() * REST)
