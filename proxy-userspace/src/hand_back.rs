@@ -69,6 +69,13 @@ pub struct HandBack {
     collector: Collector,
 }
 
+/// Tells the programs that use this map `SETTINGS` to open no flow any more.
+pub(crate) fn tell(map: &mut List<Settings>) -> Result<(), MapFailure> {
+    let settings = map.get(0)?;
+    let flags = settings.flags.union(SettingsFlags::HANDED_BACK);
+    map.set(0, &Settings { flags, ..settings })
+}
+
 impl HandBack {
     /// Opens the pinned maps.
     ///
@@ -90,9 +97,7 @@ impl HandBack {
     /// # Errors
     /// If the map refuses.
     pub fn begin(&mut self) -> Result<(), MapFailure> {
-        let settings = self.settings.get(0)?;
-        let flags = settings.flags.union(SettingsFlags::HANDED_BACK);
-        self.settings.set(0, &Settings { flags, ..settings })?;
+        tell(&mut self.settings)?;
         // Some may just be opening a flow.
         wait_for_programs();
         Ok(())

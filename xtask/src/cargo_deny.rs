@@ -2,18 +2,19 @@
 //! rules of `deny.toml`.
 
 use std::env;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use crate::tool::Tool;
 use crate::{process, workspace};
 
-/// The version that is installed, and the oldest that is good enough: older ones do not know all
-/// fields of `deny.toml`.
-const VERSION: [u32; 3] = [0, 20, 2];
+/// Older ones do not know all fields of `deny.toml`.
+const TOOL: Tool = Tool {
+    name: "cargo-deny",
+    version: [0, 20, 2],
+};
 
 /// Checks the graph of crates.
 ///
@@ -23,9 +24,11 @@ const VERSION: [u32; 3] = [0, 20, 2];
 /// # Errors
 /// If something in the graph is against the rules, or cargo-deny can't be installed.
 pub(crate) fn check() -> Result<()> {
-    let deny = match find() {
+    let folder = format!("{}-{}", TOOL.name, TOOL.version());
+    let is_good = |deny: &Path| TOOL.is_new_enough(deny);
+    let deny = match TOOL.find(&folder, is_good) {
         Some(deny) => deny,
-        None => install()?,
+        None => TOOL.install(&folder, "one or two minutes", unoptimised, is_good)?,
     };
     let rules = run(&deny, &["check", "licenses", "bans", "sources"]);
     let advisories = match fetch(&deny) {
@@ -71,71 +74,9 @@ fn command(deny: &Path) -> Command {
     command
 }
 
-/// A good cargo-deny: from PATH, else one that was installed before.
-fn find() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .map(|folder| folder.join("cargo-deny"))
-        .chain(folder().map(|folder| folder.join("bin/cargo-deny")))
-        .find(|deny| is_good(deny))
-}
-
-fn is_good(deny: &Path) -> bool {
-    deny.is_file()
-        && process::output(Command::new(deny).arg("--version"))
-            .ok()
-            .and_then(|text| version_of(&text))
-            .is_some_and(|version| version >= VERSION)
-}
-
-fn version_of(text: &str) -> Option<[u32; 3]> {
-    let mut parts = text
-        .trim()
-        .strip_prefix("cargo-deny ")?
-        .splitn(3, '.')
-        .map(|part| part.parse().ok());
-    Some([parts.next()??, parts.next()??, parts.next()??])
-}
-
-/// Compiles it, outside any target folder, and without optimising: it works for a second.
-fn install() -> Result<PathBuf> {
-    let folder = folder().context("there is no folder for caches")?;
-    println!(
-        "setup: cargo installs cargo-deny {} (takes one or two minutes)",
-        version()
-    );
-    let start = Instant::now();
-    let cargo = env::var_os("CARGO")
-        .map(PathBuf::from)
-        .context("CARGO is not set")?;
-    process::run(
-        process::foreign_cargo(&cargo)
-            .args(["install", "--quiet", "--locked", "--force", "--debug"])
-            .args(["--no-default-features", "--root"])
-            .arg(&folder)
-            .arg(format!("cargo-deny@{}", version()))
-            .current_dir("/")
-            // Not rustup's proxy: that obeys the rust-toolchain.toml files of dependencies.
-            .env("RUSTC", cargo.with_file_name("rustc"))
-            .env("CARGO_PROFILE_DEV_DEBUG", OsString::from("0")),
-    )?;
-    let deny = folder.join("bin/cargo-deny");
-    ensure!(
-        is_good(&deny),
-        "{} was built and does not run",
-        deny.display()
-    );
-    println!("setup: done in {:.0?}", start.elapsed());
-    Ok(deny)
-}
-
-fn folder() -> Option<PathBuf> {
-    let cache = workspace::cache_dir().ok()?;
-    Some(cache.join(format!("cargo-deny-{}", version())))
-}
-
-fn version() -> String {
-    VERSION.map(|part| part.to_string()).join(".")
+/// It works for a second.
+fn unoptimised(command: &mut Command) {
+    command.arg("--debug").env("CARGO_PROFILE_DEV_DEBUG", "0");
 }
 
 #[cfg(test)]
@@ -144,9 +85,9 @@ mod tests {
 
     #[test]
     fn reads_its_version() {
-        assert_eq!(version_of("cargo-deny 0.20.2\n"), Some([0, 20, 2]));
-        assert_eq!(version_of("cargo-deny 0.20\n"), None);
-        assert_eq!(version_of("cargo 1.95.0\n"), None);
+        assert_eq!(TOOL.version_of("cargo-deny 0.20.2\n"), Some([0, 20, 2]));
+        assert_eq!(TOOL.version_of("cargo-deny 0.20\n"), None);
+        assert_eq!(TOOL.version_of("cargo 1.95.0\n"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod semantics;
 mod setup;
 mod test;
 mod tidy;
+mod tool;
 mod toolchain;
 mod vm;
 mod workspace;

@@ -4,7 +4,7 @@
 //! use the old ones cannot use the new ones, so for a moment both are at work: the new programs
 //! are attached behind the old ones and see what those leave alone. Then
 //!
-//! 1. the old programs are told to hand back what is new ([`SettingsFlags::HANDED_BACK`]), so that
+//! 1. the old programs are told to hand back what is new ([`HANDED_BACK`](proxy_common::abi::SettingsFlags::HANDED_BACK)), so that
 //!    every new flow is opened by a new program, in a new map;
 //! 2. all entries are copied, of which there are no more from now on;
 //! 3. the old programs go. Every packet of an old flow finds its record in the new map;
@@ -21,7 +21,7 @@ use bytemuck::Pod;
 use proxy_common::abi::{
     Addr, AddressFlags, Affinity, AffinityKey, Backend, DatagramKey, Device, Flow, FlowKey,
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, NetworkFlags, PodFlags,
-    ServiceName, Settings, SettingsFlags, SocketClient, SocketRecord,
+    ServiceName, Settings, SocketClient, SocketRecord,
 };
 use proxy_common::datapath::conntrack::is_over;
 
@@ -31,6 +31,7 @@ use super::pins::Pins;
 use super::sizes::{MAPS, Plan, Spec};
 use super::{LoadError, map_info, pin_map, remove_file};
 use crate::conntrack_gc::now;
+use crate::hand_back::tell;
 use crate::maps::{List, MapFailure, Table, Trie, wait_for_programs};
 
 /// The map by which programs are told to hand back: old and new ones each need their own.
@@ -159,10 +160,7 @@ fn outgrown(pins: &Pins, name: &'static str) -> Result<Option<PathBuf>, LoadErro
 
 /// Tells the programs that use this map `SETTINGS` to open no flow any more.
 pub(super) fn hand_back(settings: &Path) -> Result<(), MapFailure> {
-    let mut map: List<Settings> = List::open_at(settings, SETTINGS)?;
-    let settings = map.get(0)?;
-    let flags = settings.flags.union(SettingsFlags::HANDED_BACK);
-    map.set(0, &Settings { flags, ..settings })
+    tell(&mut List::open_at(settings, SETTINGS)?)
 }
 
 /// What carries the entries of the map `name` over to one of the same shape.

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, MetricEncoder,
+    NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 
@@ -18,15 +19,13 @@ impl Sheet<'_> {
         help: &str,
         rows: impl IntoIterator<Item = (L, N)>,
     ) -> fmt::Result {
-        let help = format!("{help}.");
-        let mut metric = self
-            .0
-            .encode_descriptor(name, &help, None, MetricType::Counter)?;
-        for (labels, value) in rows {
-            let mut row = metric.encode_family(&labels)?;
-            row.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-        }
-        Ok(())
+        self.metric(name, help, MetricType::Counter, |mut metric| {
+            for (labels, value) in rows {
+                let mut row = metric.encode_family(&labels)?;
+                row.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            }
+            Ok(())
+        })
     }
 
     /// A counter without labels.
@@ -36,11 +35,9 @@ impl Sheet<'_> {
         help: &str,
         value: N,
     ) -> fmt::Result {
-        let help = format!("{help}.");
-        let mut metric = self
-            .0
-            .encode_descriptor(name, &help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        self.metric(name, help, MetricType::Counter, |mut metric| {
+            metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        })
     }
 
     /// Gauges with labels.
@@ -50,14 +47,12 @@ impl Sheet<'_> {
         help: &str,
         rows: impl IntoIterator<Item = (L, N)>,
     ) -> fmt::Result {
-        let help = format!("{help}.");
-        let mut metric = self
-            .0
-            .encode_descriptor(name, &help, None, MetricType::Gauge)?;
-        for (labels, value) in rows {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
+        self.metric(name, help, MetricType::Gauge, |mut metric| {
+            for (labels, value) in rows {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+            Ok(())
+        })
     }
 
     /// A gauge without labels, if it is known.
@@ -67,10 +62,19 @@ impl Sheet<'_> {
         help: &str,
         value: Option<N>,
     ) -> fmt::Result {
+        self.metric(name, help, MetricType::Gauge, |mut metric| {
+            value.map_or(Ok(()), |value| metric.encode_gauge(&value))
+        })
+    }
+
+    fn metric(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        write: impl FnOnce(MetricEncoder<'_>) -> fmt::Result,
+    ) -> fmt::Result {
         let help = format!("{help}.");
-        let mut metric = self
-            .0
-            .encode_descriptor(name, &help, None, MetricType::Gauge)?;
-        value.map_or(Ok(()), |value| metric.encode_gauge(&value))
+        write(self.0.encode_descriptor(name, &help, None, kind)?)
     }
 }

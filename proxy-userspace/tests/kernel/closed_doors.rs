@@ -12,7 +12,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use xtask::testbed::{Layout, NODE_IPV4, NODE_IPV6, NODE_NAME, Namespace, in_namespace, sctp};
 
 use crate::client::{PATIENCE, udp};
-use crate::vitals::get;
+use crate::socket_world::until;
+use crate::vitals::{SOON, get};
 use crate::world::{Endpoint, Kind, Service, Speak, World, ask};
 
 /// Before a lost SYN would be sent again.
@@ -153,14 +154,6 @@ fn doors_are_closed_as_they_should_be(world: &World) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// NodePorts at addresses that the node gets and loses.
 fn node_ports_follow_the_nodes_addresses(world: &World) {
     let [local, far, _] = world.services();
@@ -189,7 +182,7 @@ fn node_ports_follow_the_nodes_addresses(world: &World) {
             .node()
             .ip([format!("address add {address} dev eth0{nodad}")])
             .unwrap();
-        until("served", served);
+        until("served", SOON, served);
         world
             .node()
             .ip([format!("address delete {address} dev eth0")])
@@ -227,7 +220,9 @@ fn only_primary_addresses_accept(world: &mut World) {
             let server = far.at(Kind::NodePort, family);
             in_namespace(namespace, || ask(Speak::Tcp, server, AT_ONCE)).is_ok()
         };
-        until("primary address", || clients(world).into_iter().all(serves));
+        until("primary address", SOON, || {
+            clients(world).into_iter().all(serves)
+        });
         for (who, namespace) in clients(world) {
             for knock in [Knock::Tcp, Knock::Udp] {
                 let heard = in_namespace(namespace, || knock.at(closed, AT_ONCE));
@@ -255,7 +250,7 @@ fn health_checks_answer_machines_outside(world: &World) {
     };
     let here = with(Endpoint::new(&world.local, NODE_NAME));
     world.apply_local(&here);
-    until("a local endpoint", || check(&here) == [Some(200); 2]);
+    until("a local endpoint", SOON, || check(&here) == [Some(200); 2]);
     for family in Family::ALL {
         let server = here.at(Kind::NodePort, family);
         let answer = world
@@ -265,7 +260,7 @@ fn health_checks_answer_machines_outside(world: &World) {
         assert_eq!(answer.client, world.client.address(family));
     }
     world.apply_local(&with(Endpoint::new(&world.far, "elsewhere")));
-    until("no local endpoint", || check(&here) == [Some(503); 2]);
+    until("no local endpoint", SOON, || check(&here) == [Some(503); 2]);
     for family in Family::ALL {
         let heard = world
             .client
@@ -273,7 +268,7 @@ fn health_checks_answer_machines_outside(world: &World) {
         assert_eq!(heard, Err(ErrorKind::TimedOut));
     }
     world.delete(&here);
-    until("no Service", || check(&here) == [None; 2]);
+    until("no Service", SOON, || check(&here) == [None; 2]);
 }
 
 #[test]

@@ -90,14 +90,7 @@ impl Service {
             .map(|family| self.slice(family))
             .chain([self.service()])
             .collect();
-        let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-        let folder = testbed.manifests();
-        let (draft, file) = (
-            folder.join(".draft"),
-            folder.join(format!("{}.json", self.name)),
-        );
-        std::fs::write(&draft, list.to_string()).unwrap();
-        std::fs::rename(&draft, &file).unwrap();
+        put(testbed, &format!("{}.json", self.name), &items);
     }
 
     fn service(&self) -> Value {
@@ -302,4 +295,18 @@ pub(crate) fn next_beeline() -> PathBuf {
 pub(crate) fn serve_all(pod: &Pod) -> Vec<Server> {
     let serve = |what| pod.serve(what, TARGET_PORT).unwrap();
     [Serve::Echo, Serve::Sctp].map(serve).into()
+}
+
+/// Makes these objects the content of a file of the testbed's manifests, in one step.
+pub(crate) fn put(testbed: &Testbed, name: &str, items: &[Value]) {
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    put_object(testbed, name, &list);
+}
+
+/// The same with one object.
+pub(crate) fn put_object(testbed: &Testbed, name: &str, object: &Value) {
+    let folder = testbed.manifests();
+    let draft = folder.join(format!(".{name}.draft"));
+    std::fs::write(&draft, object.to_string()).unwrap();
+    std::fs::rename(&draft, folder.join(name)).unwrap();
 }

@@ -20,7 +20,8 @@ use xtask::testbed::{Daemon, Layout, NODE_IPV4, NODE_NAME, Testbed, in_namespace
 
 use self::exposition::{Family, Text};
 use crate::client::PATIENCE;
-use crate::cluster::{Cluster, Plan, Service, beeline};
+use crate::cluster::{Cluster, Plan, Service, beeline, put};
+use crate::socket_world::until;
 
 const HEALTHZ: u16 = 10_256;
 const METRICS: u16 = 10_249;
@@ -87,21 +88,6 @@ fn value(testbed: &Testbed, name: &str, labels: &[(&str, &str)]) -> f64 {
 fn fresh_metrics(testbed: &Testbed) -> BTreeMap<String, Family> {
     std::thread::sleep(Duration::from_millis(1_050));
     metrics(testbed)
-}
-
-fn until(what: &str, patience: u64, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(patience), "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn write(testbed: &Testbed, name: &str, items: &[Value]) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    let folder = testbed.manifests();
-    std::fs::write(folder.join(".draft"), list.to_string()).unwrap();
-    std::fs::rename(folder.join(".draft"), folder.join(name)).unwrap();
 }
 
 #[test]
@@ -245,12 +231,12 @@ fn metrics_are_valid_and_the_documented_ones_and_follow_traffic() {
         ("port", "tcp"),
         ("reason", "no-endpoint"),
     ];
-    until("refusals by reason", 10, || {
+    until("refusals by reason", Duration::from_secs(10), || {
         assert!(cluster.client.run(dial));
         value(testbed, "beeline_service_refused_total", &none) > 0.0
     });
     let established = [("protocol", "TCP"), ("state", "established")];
-    until("flows by state", 30, || {
+    until("flows by state", Duration::from_secs(30), || {
         value(testbed, "beeline_flows", &established) >= 2.0
     });
     assert!(value(testbed, "beeline_map_entries", &[("map", "FLOWS")]) >= 4.0);
@@ -284,26 +270,30 @@ fn changes_are_measured_from_the_annotation_on() {
     let total = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
     let before = value(testbed, total, &[]);
     // From before the daemon's start: it is in force, and not measured.
-    write(testbed, "more.json", &[slice("10.99.0.1", ago(3_600))]);
-    until("a change", 10, || {
+    put(testbed, "more.json", &[slice("10.99.0.1", ago(3_600))]);
+    until("a change", Duration::from_secs(10), || {
         value(testbed, total, &[]) == before + 1.0
     });
     assert_eq!(of("count"), 0.0);
     // The time alone is no change.
-    write(testbed, "more.json", &[slice("10.99.0.1", now)]);
+    put(testbed, "more.json", &[slice("10.99.0.1", now)]);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(
         (value(testbed, total, &[]), of("count")),
         (before + 1.0, 0.0)
     );
-    write(testbed, "more.json", &[slice("10.99.0.2", wall())]);
-    until("a measurement", 10, || of("count") == 1.0);
+    put(testbed, "more.json", &[slice("10.99.0.2", wall())]);
+    until("a measurement", Duration::from_secs(10), || {
+        of("count") == 1.0
+    });
     assert!((0.0..5.0).contains(&of("sum")), "{}", of("sum"));
     // By a clock that is ahead.
     let ahead = wall() + Duration::from_secs(600);
     let sum = of("sum");
-    write(testbed, "more.json", &[slice("10.99.0.3", ahead)]);
-    until("another one", 10, || of("count") == 2.0);
+    put(testbed, "more.json", &[slice("10.99.0.3", ahead)]);
+    until("another one", Duration::from_secs(10), || {
+        of("count") == 2.0
+    });
     assert_eq!(of("sum"), sum);
     let pending = "kubeproxy_sync_proxy_rules_endpoint_changes_pending";
     assert_eq!(value(testbed, pending, &[]), 0.0);
@@ -320,7 +310,7 @@ fn node(metadata: Value) -> Value {
 #[test]
 fn a_change_that_waits_too_long_is_ill_health_and_its_end_is_the_cure() {
     let testbed = Testbed::new(Layout::Routed).unwrap();
-    write(&testbed, "node.json", &[node(json!({}))]);
+    put(&testbed, "node.json", &[node(json!({}))]);
     let args = [
         "--max-frontends",
         "32",
@@ -344,7 +334,9 @@ fn a_change_that_waits_too_long_is_ill_health_and_its_end_is_the_cure() {
     let filled: Vec<u32> = (1..=64).take_while(is_room).collect();
     assert_eq!(filled.len(), 32);
     Service::new("late", 30, &[]).write(&testbed);
-    until("ill health", 20, || status("/livez") == 503);
+    until("ill health", Duration::from_secs(20), || {
+        status("/livez") == 503
+    });
     let healthz = get(&testbed, HEALTHZ, "/healthz");
     let body: Value = serde_json::from_str(&healthz.body).unwrap();
     assert_eq!(
@@ -359,14 +351,18 @@ fn a_change_that_waits_too_long_is_ill_health_and_its_end_is_the_cure() {
     for n in &filled {
         assert!(frontends.remove(&key(*n)).unwrap());
     }
-    until("health", 20, || status("/livez") == 200);
+    until("health", Duration::from_secs(20), || {
+        status("/livez") == 200
+    });
     assert_eq!(status("/healthz"), 200);
     assert_eq!(value(&testbed, "beeline_sync_failing", &[]), 0.0);
 
     // A node that is being deleted is for load balancers only.
     let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
-    write(&testbed, "node.json", &[node(deleted)]);
-    until("a node to go", 10, || status("/healthz") == 503);
+    put(&testbed, "node.json", &[node(deleted)]);
+    until("a node to go", Duration::from_secs(10), || {
+        status("/healthz") == 503
+    });
     assert_eq!((status("/livez"), status("/readyz")), (200, 200));
     drop(daemon);
 }
@@ -427,7 +423,7 @@ fn nothing_listens_elsewhere_than_configured() {
             "healthCheckNodePort": 30_100,
         },
     });
-    write(&testbed, "lb.json", &[service]);
+    put(&testbed, "lb.json", &[service]);
     let range = format!("{NODE_IPV4}/32");
     let healthz = format!("{NODE_IPV4}:10256");
     let daemon = beeline(&testbed).socket_lb("all").run([
@@ -443,7 +439,7 @@ fn nothing_listens_elsewhere_than_configured() {
         at(NODE_IPV4.into(), HEALTHZ),
         at(NODE_IPV4.into(), 30_100),
     ]);
-    until("the health check's port", 10, || {
+    until("the health check's port", Duration::from_secs(10), || {
         open_ports(&daemon).len() >= expected.len()
     });
     assert_eq!(open_ports(&daemon), expected);

@@ -15,7 +15,7 @@ use xtask::testbed::{
 };
 
 use crate::client::PATIENCE;
-use crate::cluster::beeline;
+use crate::cluster::{beeline, put};
 
 /// How long a change of manifests may take until it is in force.
 const IN_FORCE: Duration = Duration::from_secs(20);
@@ -463,12 +463,8 @@ impl SocketWorld {
     pub(crate) fn write(&self, service: Service, backends: &[usize]) {
         let pods: Vec<_> = backends.iter().map(|at| &self.backends[*at].pod).collect();
         let [v4, v6] = Family::ALL.map(|family| service.slice(family, &pods));
-        let items = json!([v4, v6, service.to_json()]);
-        let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-        let folder = self.testbed.manifests();
-        let draft = folder.join(".draft");
-        std::fs::write(&draft, list.to_string()).unwrap();
-        std::fs::rename(draft, folder.join(format!("{}.json", service.name()))).unwrap();
+        let items = [v4, v6, service.to_json()];
+        put(&self.testbed, &format!("{}.json", service.name()), &items);
     }
 
     /// The same, and waits until new flows go to exactly these.

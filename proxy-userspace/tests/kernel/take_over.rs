@@ -13,6 +13,8 @@ use xtask::testbed::{
 };
 
 use crate::cluster::beeline;
+use crate::loss_crowd::expect_no_loss;
+use crate::socket_world::until;
 use crate::take_over_rules::{
     Mode, TARGET_PORT, TCP, UDP, counted, node_port, tables, without_kube_proxys,
 };
@@ -213,26 +215,6 @@ fn cluster_ip(family: Family, number: u8) -> String {
     }
 }
 
-/// Waits until something is so.
-fn wait_until(what: &str, patience: Duration, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < patience, "{what}: not in {patience:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn expect_no_loss(load: Load) {
-    let counts = load.stop().unwrap();
-    println!("{counts}");
-    let all = counts.sum();
-    assert_eq!((all.n_failed(), all.n_broken()), (0, 0), "{counts}");
-    assert_eq!((all.lost, all.moved), (0, 0), "{counts}");
-    for (name, tally) in counts.iter() {
-        assert!(tally.exchanges > 0, "{name}: too little to show anything");
-    }
-}
-
 /// From kube-proxy's rules to Beeline, and then the rules go: nobody notices.
 fn take_over(mode: Mode, socket_lb: &'static str) -> (World, Daemon) {
     let world = World::new(mode);
@@ -267,7 +249,7 @@ fn take_over(mode: Mode, socket_lb: &'static str) -> (World, Daemon) {
             "{names:?}"
         );
     }
-    expect_no_loss(load);
+    expect_no_loss(&load.stop().unwrap());
     (world, daemon)
 }
 
@@ -276,7 +258,7 @@ fn nothing_is_lost_where_nftables_rules_served() {
     let (world, daemon) = take_over(Mode::Nftables, "off");
     // Those who opened connections have ended, and so has what netfilter remembers of them.
     let is_gone = || !tables(world.node()).iter().any(|it| it.contains("beeline"));
-    wait_until("what keeps connections is gone", GONE, is_gone);
+    until("what keeps connections is gone", GONE, is_gone);
     assert_eq!(daemon.status()["problems"], json!([]));
     let flows = beeline(&world.testbed).json(["flows"]).unwrap();
     let is_left_alone = |flow: &&Value| flow["backend"] == flow["frontend"];
@@ -321,15 +303,15 @@ fn rules_are_left_while_kube_proxy_runs() {
         text.is_empty() && problems == "[]" || !text.is_empty() && problems.contains(text)
     };
     let runs = format!("it runs (process {})", kube_proxy.id());
-    wait_until("it is told that kube-proxy runs", GONE, || told(&runs));
+    until("it is told that kube-proxy runs", GONE, || told(&runs));
     let refusal = world.migrate(&[]).unwrap_err();
     assert!(refusal.contains("kube-proxy runs"), "{refusal}");
     assert!(serves());
     drop(kube_proxy);
-    wait_until("the rules are removed once it has ended", GONE, || {
+    until("the rules are removed once it has ended", GONE, || {
         !serves()
     });
-    wait_until("nothing is wrong", GONE, || told(""));
+    until("nothing is wrong", GONE, || told(""));
     let log = daemon.log();
     assert!(
         log.contains("removed kube-proxy's rules: nftables, IPv6"),
@@ -337,11 +319,11 @@ fn rules_are_left_while_kube_proxy_runs() {
     );
     // It comes back: its rules are not removed without being asked for.
     world.mode.load(&world.testbed, &world.backends);
-    wait_until("it is told that rules are here", GONE, || {
+    until("it is told that rules are here", GONE, || {
         told("its rules are here")
     });
     assert!(serves());
     world.expect_tables(&world.migrate(&[]).unwrap());
     assert!(!serves());
-    wait_until("nothing is wrong again", GONE, || told(""));
+    until("nothing is wrong again", GONE, || told(""));
 }

@@ -8,11 +8,14 @@ use serde_json::{Value, json};
 use xtask::testbed::{NODE_IPV4, NODE_IPV6, NODE_NAME, in_namespace};
 
 use crate::client::PATIENCE;
-use crate::cluster::{Cluster, Plan, beeline};
+use crate::cluster::{Cluster, Plan, beeline, put};
+use crate::socket_world::until;
 
 const CHECK: u16 = 30_100;
 const HEALTHZ: u16 = 10_256;
 const METRICS: u16 = 10_249;
+/// Until what the daemon follows at once must be so.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// Status and body, `None` if nobody listens.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
@@ -31,21 +34,6 @@ fn ask(cluster: &Cluster, node: impl Into<IpAddr>, port: u16, path: &str) -> Opt
     let address = SocketAddr::new(node.into(), port);
     let answer = cluster.client.run(|| get(address, path));
     answer.map(|(status, _)| status)
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn write(cluster: &Cluster, name: &str, items: &[Value]) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    let folder = cluster.testbed.manifests();
-    std::fs::write(folder.join(".draft"), list.to_string()).unwrap();
-    std::fs::rename(folder.join(".draft"), folder.join(name)).unwrap();
 }
 
 fn node(taint: &str) -> Value {
@@ -98,23 +86,23 @@ fn health_checks_and_metrics_follow_the_cluster() {
     assert_eq!(healthz(&cluster, "/livez"), Some(200));
     assert_eq!(ask(&cluster, NODE_IPV6, HEALTHZ, "/livez"), Some(200));
 
-    write(&cluster, "node.json", &[node("other")]);
-    until("an ordinary node", || {
+    put(&cluster.testbed, "node.json", &[node("other")]);
+    until("an ordinary node", SOON, || {
         healthz(&cluster, "/healthz") == Some(200)
     });
     let taint = node("ToBeDeletedByClusterAutoscaler");
-    write(&cluster, "node.json", &[taint]);
-    until("a node to go", || {
+    put(&cluster.testbed, "node.json", &[taint]);
+    until("a node to go", SOON, || {
         healthz(&cluster, "/healthz") == Some(503)
     });
     assert_eq!(healthz(&cluster, "/livez"), Some(200));
 
     let check = |cluster: &Cluster| ask(cluster, NODE_IPV4, CHECK, "/any/path");
     assert_eq!(check(&cluster), None);
-    write(&cluster, "lb.json", &balanced(NODE_NAME));
-    until("a local endpoint", || check(&cluster) == Some(200));
-    write(&cluster, "lb.json", &balanced("elsewhere"));
-    until("no local endpoint", || check(&cluster) == Some(503));
+    put(&cluster.testbed, "lb.json", &balanced(NODE_NAME));
+    until("a local endpoint", SOON, || check(&cluster) == Some(200));
+    put(&cluster.testbed, "lb.json", &balanced("elsewhere"));
+    until("no local endpoint", SOON, || check(&cluster) == Some(503));
 
     let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS));
     let node_namespace = &cluster.testbed.node().namespace;
@@ -126,7 +114,7 @@ fn health_checks_and_metrics_follow_the_cluster() {
     assert_eq!(ask(&cluster, NODE_IPV4, METRICS, "/metrics"), None);
 
     std::fs::remove_file(cluster.testbed.manifests().join("lb.json")).unwrap();
-    until("no Service", || check(&cluster).is_none());
+    until("no Service", SOON, || check(&cluster).is_none());
 
     cluster.daemon.stop();
     let arguments = ["--healthz-bind-address", "", "--metrics-bind-address", ""];
@@ -148,7 +136,7 @@ fn a_port_that_is_taken_is_named_and_had_later() {
     let taken = in_namespace(&cluster.testbed.node().namespace, listen);
     let [mut service, slice] = balanced(NODE_NAME);
     service["spec"]["healthCheckNodePort"] = port.into();
-    write(&cluster, "lb.json", &[service, slice]);
+    put(&cluster.testbed, "lb.json", &[service, slice]);
     let is_named = |status: &Value| {
         let problems = status["problems"].as_array().into_iter().flatten();
         let mut messages = problems.filter(|it| it["subject"] == "Service default/lb");
@@ -156,7 +144,7 @@ fn a_port_that_is_taken_is_named_and_had_later() {
     };
     cluster.daemon.wait_until("the problem", is_named).unwrap();
     drop(taken);
-    until("the port", || {
+    until("the port", SOON, || {
         ask(&cluster, NODE_IPV4, port, "/") == Some(200)
     });
     let is_solved = |status: &Value| !is_named(status);

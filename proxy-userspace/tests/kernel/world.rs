@@ -19,7 +19,7 @@ use xtask::testbed::{
 };
 
 use crate::client::{Connection, udp, udp_echo};
-use crate::cluster::{TARGET_PORT, beeline};
+use crate::cluster::{TARGET_PORT, beeline, put, put_object};
 
 /// The node's second address: its last number.
 const SECONDARY: u8 = 77;
@@ -462,7 +462,7 @@ impl World {
 
     /// Writes an object to a file of the manifests.
     pub(crate) fn write(&self, name: &str, object: &Value) {
-        put(&self.testbed, name, object);
+        put_object(&self.testbed, name, object);
     }
 
     /// Deletes a Service and waits until it has no address left.
@@ -569,12 +569,5 @@ fn write_local(testbed: &Testbed, service: &Service) {
 fn put_service(testbed: &Testbed, service: &Service, object: Value) {
     let slices = Family::ALL.map(|family| service.slice(family));
     let items = [slices.to_vec(), vec![object]].concat();
-    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    put(testbed, &format!("{}.json", service.name), &list);
-}
-
-fn put(testbed: &Testbed, name: &str, object: &Value) {
-    let draft = testbed.manifests().join(format!(".{name}.draft"));
-    std::fs::write(&draft, object.to_string()).unwrap();
-    std::fs::rename(&draft, testbed.manifests().join(name)).unwrap();
+    put(testbed, &format!("{}.json", service.name), &items);
 }
