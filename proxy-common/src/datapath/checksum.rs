@@ -10,6 +10,9 @@
 //! checksum into the wrong one for IPv4, ICMP and TCP; UDP forbids a stored 0, for which
 //! 0xffff, the other zero, is stored instead (RFC 768).
 
+use super::parse::Headers;
+use crate::abi::{Family, Tuple};
+
 /// A one's-complement sum of 16-bit words, not yet folded.
 ///
 /// Kept in 64 bits, so that some billions of words can be added before it overflows.
@@ -119,6 +122,81 @@ pub const fn was_complete(before: u16, after: u16, difference: Difference) -> Op
     }
 }
 
+/// Sum of a packet's pseudo-header for `len` bytes of `protocol` (RFC 9293, 3.1; RFC 8200, 8.1).
+/// It is the same for an answer.
+#[inline(always)]
+pub fn pseudo_header(headers: &Headers, protocol: u8, len: u32) -> Sum {
+    let Tuple { src, dst, .. } = &headers.key.tuple;
+    let addresses = match headers.family() {
+        Family::Ipv4 => Sum::ZERO.add32(src.v4_word()).add32(dst.v4_word()),
+        Family::Ipv6 => Sum::ZERO.add128(src.words()).add128(dst.words()),
+    };
+    addresses
+        .add16(u16::from(protocol).to_be())
+        .add32(len.to_be())
+}
+
+/// A TCP or UDP checksum to repair after changes.
+///
+/// One that is still to be completed by the device covers the pseudo-header alone, so the two
+/// differences are told apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Repair {
+    /// Offset of the checksum in the packet, bytes.
+    pub offset: u32,
+    /// Which pseudo-header it covers.
+    pub family: Family,
+    /// Difference of the addresses.
+    pub pseudo: Difference,
+    /// Difference of the ports.
+    pub body: Difference,
+    /// 0 means that there is no checksum (RFC 768).
+    pub zero_is_none: bool,
+    /// What stands there if the device is to complete it: the sum of the pseudo-header before the
+    /// changes (RFC 9293, 3.1; RFC 8200, 8.1).
+    pub seed: Sum,
+    /// Bytes of options or extensions of the IP header, which may say that the packet is for another
+    /// destination than stands in the header, and then the seed is another one.
+    pub options: u32,
+}
+
+impl Repair {
+    /// Whether there is nothing to repair where this stands.
+    #[inline(always)]
+    pub const fn is_none(&self, checksum: u16) -> bool {
+        self.zero_is_none && checksum == 0
+    }
+
+    /// Whether this checksum is complete beyond doubt, in a packet of one segment. One of 65,536
+    /// that are is in doubt.
+    #[inline(always)]
+    pub const fn is_complete(&self, checksum: u16) -> bool {
+        // The difference of equals is the zero that is not 0, since the seed is not 0.
+        self.options == 0 && self.seed.add16(!checksum).fold() != 0xffff
+    }
+
+    /// The complete checksum `checksum` after the changes.
+    #[inline(always)]
+    pub const fn of_complete(&self, checksum: u16) -> u16 {
+        self.stored(self.pseudo.plus(self.body).applied_to(checksum))
+    }
+
+    /// The checksum to be completed, `checksum`, after the changes.
+    #[inline(always)]
+    pub const fn of_partial(&self, checksum: u16) -> u16 {
+        self.stored(self.pseudo.add16(checksum).fold())
+    }
+
+    /// The checksum in the form in which it is stored.
+    #[inline(always)]
+    pub const fn stored(&self, checksum: u16) -> u16 {
+        // Without a branch, which all that comes after would be verified for once more: 0xffff for
+        // 0, 0 for anything else.
+        let other_zero = (checksum as u32).wrapping_sub(1) >> 16;
+        checksum | (other_zero * self.zero_is_none as u32) as u16
+    }
+}
+
 /// One of one's complement's two zeros for both.
 const fn same_zero(sum: u16) -> u16 {
     if sum == 0xffff { 0 } else { sum }
@@ -175,6 +253,31 @@ mod tests {
             // Only a change of nothing tells nothing.
             prop_assert_eq!(complete.is_none(), matches!(difference.fold(), 0 | 0xffff));
             prop_assert_eq!(complete.is_none(), partial.is_none());
+        }
+
+        #[test]
+        fn what_the_device_is_to_complete_is_not_taken_for_complete(
+            from: [u32; 4], to: [u32; 4], ports: [u32; 2], zero_is_none: bool, options: u32,
+        ) {
+            let [old, new] = [from, to].map(|addresses| Sum::ZERO.add128(addresses).add16(17));
+            let repair = Repair {
+                offset: 0,
+                family: Family::Ipv6,
+                pseudo: Sum::ZERO.change128(from, to),
+                body: Sum::ZERO.change32(ports[0], ports[1]),
+                zero_is_none,
+                seed: old,
+                options: 0,
+            };
+            prop_assert!(!repair.is_complete(old.fold()));
+            let repaired = repair.of_partial(old.fold());
+            prop_assert_eq!(same_zero(repaired), same_zero(new.fold()));
+            let next = Repair { seed: new, ..repair };
+            prop_assert!(!next.is_complete(repaired));
+            // One zero is the other.
+            prop_assume!(old.fold() != 0xffff);
+            prop_assert_eq!(Repair { options, ..repair }.is_complete(!old.fold()), options == 0);
+            prop_assert!(!zero_is_none || repaired != 0);
         }
 
         #[test]

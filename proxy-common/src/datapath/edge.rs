@@ -10,8 +10,8 @@ use super::open::{Opened, open};
 use super::parse::{self, Fragment, Headers, ICMP, ICMPV6, Signal};
 use super::{Count, Hook, Packet, Tables, icmp, nat, policy, reply};
 use crate::abi::{
-    Drop, Exit, Family, Flow, FlowRole, FragmentKey, FragmentPorts, Pass, Rewrite, SettingsFlags,
-    Verdict,
+    Drop, Exit, Family, Flow, FlowRole, FragmentKey, FragmentPorts, Pass, Protocol, Rewrite,
+    SettingsFlags, Verdict,
 };
 
 /// Decides about a packet at any hook but a pod's egress.
@@ -57,6 +57,7 @@ fn segment<P: Packet, T: Tables>(
                 Verdict::Pass(Pass::UnknownFragment)
             };
         }
+        None if !may_open(tables, headers) => return Verdict::Pass(mid_flow(tables, headers)),
         None => {}
     }
     let mut opened = open(packet, tables, headers, hook, verdict);
@@ -74,6 +75,27 @@ fn segment<P: Packet, T: Tables>(
         Some(Hit::Done(verdict)) => verdict,
         Some(Hit::TooLong(mtu)) => too_long(packet, tables, headers, hook, mtu),
         Some(Hit::Gone | Hit::Over) | None => Verdict::Drop(Drop::FlowTable),
+    }
+}
+
+/// Whether a packet without a record may get one. In mid-flow it may not, unless it is adopted.
+#[inline(always)]
+fn may_open<T: Tables>(tables: &T, headers: &Headers) -> bool {
+    headers.protocol() == Some(Protocol::Udp)
+        || headers.signal() == Signal::Open
+        || tables
+            .settings()
+            .flags
+            .contains(SettingsFlags::ADOPT_MID_FLOW)
+}
+
+/// Why a packet in mid-flow passes: most belong to no Service.
+#[inline(always)]
+fn mid_flow<T: Tables>(tables: &T, headers: &Headers) -> Pass {
+    if tables.address(&headers.key.tuple.dst).is_empty() {
+        Pass::NoService
+    } else {
+        Pass::MidFlow
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rewriting addresses and ports, checksums included.
 
-use super::checksum::Sum;
-use super::parse::{Fragment, Headers};
+use super::checksum::{Repair, Sum, pseudo_header};
+use super::parse::{Fragment, Headers, ip_header_len};
 use super::{Packet, Tables, crc32c};
 use crate::abi::{Addr, Drop, Family, Protocol, Tuple};
 
@@ -35,15 +35,19 @@ pub fn rewrite<P: Packet, T: Tables>(
         Some(protocol @ (Protocol::Tcp | Protocol::Udp)) => {
             let is_udp = protocol == Protocol::Udp;
             let checksum = headers.l4 + if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
-            let body = Sum::ZERO.change32(from, to);
+            let repair = Repair {
+                offset: checksum,
+                family: headers.family(),
+                pseudo: addresses,
+                body: Sum::ZERO.change32(from, to),
+                zero_is_none: is_udp,
+                seed: pseudo_header(headers, headers.key.protocol, headers.l4_len),
+                options: headers.l4 - headers.l3 - ip_header_len(headers.family()),
+            };
             packet
                 .store(headers.l4, to)
-                .and_then(|()| packet.repair(checksum, addresses, body, is_udp))
-                .ok_or(Drop::Write)?;
-            if headers.family() == Family::Ipv6 {
-                packet.keep_sum(addresses);
-            }
-            Ok(())
+                .and_then(|()| packet.repair(&repair))
+                .ok_or(Drop::Write)
         }
         Some(Protocol::Sctp) if from == to => Ok(()),
         Some(Protocol::Sctp) if headers.fragment() == Fragment::First => Err(Drop::SctpFragment),

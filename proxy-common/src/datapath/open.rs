@@ -11,7 +11,7 @@ use super::select::{self, Asker, Chosen, Refusal, finish, select_backend};
 use super::{Claim, Count, Draft, Hook, Packet, Route, Tables};
 use crate::abi::{
     Addr, Drop, Exit, Flow, FlowKey, FlowRole, FlowState, Frontend, FrontendFlags, Pass, Port,
-    Protocol, RefusalReason, SettingsFlags, Side, Verdict,
+    RefusalReason, SettingsFlags, Side, Verdict,
 };
 
 /// How far [`open`] came.
@@ -54,12 +54,7 @@ pub(super) fn open<P: Packet, T: Tables>(
     if hook == Hook::NodeEgress && !policy::is_own(tables, &headers.key.tuple.src) {
         return Opened::Decided;
     }
-    let flags = tables.settings().flags;
-    if !may_open(flags, headers) {
-        *verdict = Verdict::Pass(Pass::MidFlow);
-        return Opened::Decided;
-    }
-    if flags.contains(SettingsFlags::HANDED_BACK) {
+    if tables.settings().flags.contains(SettingsFlags::HANDED_BACK) {
         *verdict = Verdict::Pass(Pass::HandedBack);
         return Opened::Decided;
     }
@@ -104,13 +99,6 @@ fn was_delivered<P: Packet>(packet: &P) -> bool {
     packet
         .load(0)
         .is_some_and(|[a, b, c, d, e, f]: [u16; 6]| [a, b, c] == [d, e, f])
-}
-
-#[inline(always)]
-fn may_open(flags: SettingsFlags, headers: &Headers) -> bool {
-    headers.protocol() == Some(Protocol::Udp)
-        || headers.signal() == Signal::Open
-        || flags.contains(SettingsFlags::ADOPT_MID_FLOW)
 }
 
 /// Why a flow does not begin.

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 
-use super::checksum::Difference;
+use super::checksum::Repair;
 use crate::abi::Addr;
 
 /// Where a packet that is to be routed comes from.
@@ -46,25 +46,11 @@ pub trait Packet {
     /// Writes a value of at least two bytes at `offset`; `None` if it is not within the bytes pulled.
     fn store<T: Pod>(&mut self, offset: u32, value: T) -> Option<()>;
 
-    /// Repairs the TCP or UDP checksum at `offset` after changes.
+    /// Repairs a TCP or UDP checksum.
     ///
-    /// A checksum that is still to be completed by the device covers the pseudo-header alone, so
-    /// the two differences are told apart: `pseudo` is that of the addresses, `body` that of
-    /// the ports. With `zero_is_none` a checksum of 0 means that there is none (RFC 768).
-    fn repair(
-        &mut self,
-        offset: u32,
-        pseudo: Difference,
-        body: Difference,
-        zero_is_none: bool,
-    ) -> Option<()>;
-
-    /// Tells the kernel that the sum of the whole packet has stayed the same, which it took to have
-    /// changed by `pseudo` when the checksum was repaired.
-    ///
-    /// A device may have summed up a packet that it received (`CHECKSUM_COMPLETE`). An IPv4 header
-    /// has a checksum of its own that makes up for other addresses, an IPv6 header has not.
-    fn keep_sum(&mut self, pseudo: Difference);
+    /// A device may have summed up a packet that it received (`CHECKSUM_COMPLETE`): what the kernel
+    /// knows of that sum stays true, too.
+    fn repair(&mut self, repair: &Repair) -> Option<()>;
 
     /// Makes the packet `len` bytes long, by cutting or extending its end, and forgets that it
     /// was several segments in one.

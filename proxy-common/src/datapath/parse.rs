@@ -11,6 +11,13 @@ pub const ETHERNET_LEN: u32 = 14;
 pub const IPV4_LEN: u32 = 20;
 /// Length of an IPv6 header without extensions, bytes.
 pub const IPV6_LEN: u32 = 40;
+/// Length of an IP header without options or extensions, bytes.
+pub const fn ip_header_len(family: Family) -> u32 {
+    match family {
+        Family::Ipv4 => IPV4_LEN,
+        Family::Ipv6 => IPV6_LEN,
+    }
+}
 /// Length of a TCP header without options, bytes.
 pub const TCP_LEN: u32 = 20;
 /// Length of an SCTP common header, bytes.

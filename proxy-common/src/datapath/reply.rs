@@ -9,11 +9,11 @@
 //! a message whose sum is right either way. The sum of an ICMPv6 message includes a pseudo-header
 //! that the device leaves out: there it would store that one's sum, which is stored beforehand.
 
-use super::checksum::Sum;
+use super::checksum::{Sum, pseudo_header};
 use super::nat::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{
-    ETHERNET_LEN, Fragment, Headers, ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Ipv4Header,
-    Ipv6Header, Signal, TCP_ACK, TCP_LEN, TCP_RST,
+    ETHERNET_LEN, Fragment, Headers, ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, Ipv4Header, Ipv6Header,
+    Signal, TCP_ACK, TCP_LEN, TCP_RST, ip_header_len,
 };
 use super::{Hook, Packet, Tables, crc32c, exit};
 use crate::abi::{Addr, Drop, Family, Protocol, Reply, Verdict};
@@ -152,7 +152,8 @@ struct TcpHeader {
 #[inline(never)]
 fn tcp_reset<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
     let asked: TcpHeader = packet.load(headers.l4)?;
-    let is_partial = asked.checksum == pseudo(headers, headers.l4_len).fold();
+    let is_partial =
+        asked.checksum == pseudo_header(headers, headers.key.protocol, headers.l4_len).fold();
     let has_ack = asked.flags & TCP_ACK != 0;
     let mut reset = TcpHeader {
         src_port: asked.dst_port,
@@ -169,7 +170,7 @@ fn tcp_reset<P: Packet>(packet: &mut P, headers: &Headers) -> Option<()> {
         checksum: 0,
         urgent: 0,
     };
-    let sum = pseudo(headers, TCP_LEN);
+    let sum = pseudo_header(headers, headers.key.protocol, TCP_LEN);
     reset.checksum = if is_partial {
         sum.fold()
     } else {
@@ -190,27 +191,6 @@ fn acknowledged(syn: &TcpHeader, l4_len: u32) -> u32 {
 fn add_tcp(sum: Sum, header: &TcpHeader) -> Sum {
     let words: [u32; 5] = bytemuck::cast(*header);
     words.iter().fold(sum, |sum, &word| sum.add32(word))
-}
-
-/// Sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1). It is the same for an answer.
-#[inline(always)]
-fn pseudo(headers: &Headers, l4_len: u32) -> Sum {
-    pseudo_of(headers, headers.key.protocol, l4_len)
-}
-
-#[inline(always)]
-fn pseudo_of(headers: &Headers, protocol: u8, l4_len: u32) -> Sum {
-    let addresses = match headers.family() {
-        Family::Ipv4 => Sum::ZERO
-            .add32(headers.key.tuple.src.v4_word())
-            .add32(headers.key.tuple.dst.v4_word()),
-        Family::Ipv6 => Sum::ZERO
-            .add128(headers.key.tuple.src.words())
-            .add128(headers.key.tuple.dst.words()),
-    };
-    addresses
-        .add16(u16::from(protocol).to_be())
-        .add32(l4_len.to_be())
 }
 
 /// An SCTP packet with nothing but an ABORT (RFC 9260, 3.3.7).
@@ -285,7 +265,7 @@ fn error<P: Packet>(packet: &mut P, headers: &Headers, kind: [u8; 2], word: u32)
     let mut quote = [0_u32; QUOTE_WORDS as usize];
     let pseudo = match headers.family() {
         Family::Ipv4 => Sum::ZERO,
-        Family::Ipv6 => pseudo_of(headers, protocol, len),
+        Family::Ipv6 => pseudo_header(headers, protocol, len),
     };
     let [upper, mut lower]: [u16; 2] = bytemuck::cast(word);
     let is_udp = headers.key.protocol == Protocol::Udp.number();
@@ -315,17 +295,14 @@ fn is_partial<P: Packet>(packet: &P, headers: &Headers) -> bool {
         Some(Protocol::Udp) => UDP_CHECKSUM,
         Some(Protocol::Sctp) | None => return false,
     };
-    packet.load(headers.l4 + at) == Some(pseudo(headers, headers.l4_len).fold())
+    packet.load(headers.l4 + at)
+        == Some(pseudo_header(headers, headers.key.protocol, headers.l4_len).fold())
 }
 
 /// Turns the IP header round for a payload of `len` bytes. Returns where it begins.
 #[inline(always)]
 fn reframe<P: Packet>(packet: &mut P, headers: &Headers, protocol: u8, len: u32) -> Option<u32> {
-    let l4 = ETHERNET_LEN
-        + match headers.family() {
-            Family::Ipv4 => IPV4_LEN,
-            Family::Ipv6 => IPV6_LEN,
-        };
+    let l4 = ETHERNET_LEN + ip_header_len(headers.family());
     packet.resize(l4 + len)?;
     packet.pull(l4 + len);
     let (src, dst) = (headers.key.tuple.dst, headers.key.tuple.src);

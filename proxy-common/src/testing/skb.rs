@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use super::memory::longest;
 use crate::abi::{Addr, NetworkKey};
-use crate::datapath::checksum::Difference;
+use crate::datapath::checksum::Repair;
 use crate::datapath::{Origin, Packet, Route};
 
 /// A packet as a program sees it, with the kernel's knowledge of its checksum.
@@ -109,35 +109,20 @@ impl Packet for Skb {
     }
 
     /// As `inet_proto_csum_replace_by_diff` in the kernel's `net/core/utils.c` does it.
-    fn repair(
-        &mut self,
-        offset: u32,
-        pseudo: Difference,
-        body: Difference,
-        zero_is_none: bool,
-    ) -> Option<()> {
-        self.pull(offset + 2);
-        let checksum: u16 = self.load(offset)?;
-        if zero_is_none && checksum == 0 {
+    fn repair(&mut self, repair: &Repair) -> Option<()> {
+        self.pull(repair.offset + 2);
+        let checksum: u16 = self.load(repair.offset)?;
+        if repair.is_none(checksum) {
             return Some(());
         }
         let repaired = if self.is_partial {
-            pseudo.add16(checksum).fold()
+            assert!(!repair.is_complete(checksum), "{self:?}: {repair:?}");
+            repair.of_partial(checksum)
         } else {
-            pseudo.plus(body).applied_to(checksum)
+            repair.of_complete(checksum)
         };
-        self.store(
-            offset,
-            if zero_is_none && repaired == 0 {
-                0xffff
-            } else {
-                repaired
-            },
-        )
+        self.store(repair.offset, repaired)
     }
-
-    /// No packet of a test has been summed up by its device.
-    fn keep_sum(&mut self, _pseudo: Difference) {}
 
     fn resize(&mut self, len: u32) -> Option<()> {
         self.bytes.resize(len as usize, 0);

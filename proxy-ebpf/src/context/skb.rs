@@ -13,8 +13,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
-use proxy_common::abi::Addr;
-use proxy_common::datapath::checksum::{Difference, was_complete};
+use proxy_common::abi::{Addr, Family};
+use proxy_common::datapath::checksum::{Difference, Repair, was_complete};
 use proxy_common::datapath::{Hook, Origin, Packet, Route};
 
 use super::fib;
@@ -78,20 +78,25 @@ impl Skb {
     #[inline(always)]
     fn replace_checksum(
         &mut self,
-        offset: u32,
+        repair: &Repair,
         difference: Difference,
         flags: u64,
-        zero_is_none: bool,
     ) -> Option<()> {
-        let zero = if zero_is_none {
-            u64::from(BPF_F_MARK_MANGLED_0)
-        } else {
-            0
-        };
         let difference = u64::from(difference.fold32());
-        // SAFETY: the context is valid, and the helper checks `offset`.
-        let done = unsafe { bpf_l4_csum_replace(self.raw, offset, 0, difference, flags | zero) };
+        // SAFETY: the context is valid, and the helper checks the offset.
+        let done = unsafe { bpf_l4_csum_replace(self.raw, repair.offset, 0, difference, flags) };
         (done == 0).then_some(())
+    }
+
+    /// Adds to the sum of the whole packet, if the device that received it made one
+    /// (`CHECKSUM_COMPLETE`). An IPv4 header has a checksum of its own that makes up for other
+    /// addresses, an IPv6 header has not.
+    #[inline(always)]
+    fn adjust_sum(&mut self, difference: u32) {
+        if self.is_received {
+            // SAFETY: the context is valid. Nothing happens if there is no such sum.
+            let _sum = unsafe { bpf_csum_update(self.raw, difference) };
+        }
     }
 
     /// The `T` at `offset`, if all of it lies in the linear part.
@@ -154,42 +159,38 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn repair(
-        &mut self,
-        offset: u32,
-        pseudo: Difference,
-        body: Difference,
-        zero_is_none: bool,
-    ) -> Option<()> {
-        let before: u16 = self.load(offset)?;
-        if zero_is_none && before == 0 {
+    fn repair(&mut self, repair: &Repair) -> Option<()> {
+        let before: u16 = self.load(repair.offset)?;
+        if repair.is_none(before) {
             return Some(());
         }
-        self.replace_checksum(offset, pseudo, u64::from(BPF_F_PSEUDO_HDR), zero_is_none)?;
-        // A helper costs more than all the rest of a rewrite: the second one is mostly spared.
-        let after: u16 = self.load(offset)?;
-        match was_complete(before, after, pseudo) {
+        // A helper costs more than all the rest of a rewrite. Whether several segments in one have a
+        // plain pseudo-header is for the kernel to know.
+        if repair.is_complete(before) && !self.is_segmented() {
+            if repair.family == Family::Ipv4 {
+                self.adjust_sum(!repair.pseudo.fold32());
+            }
+            return self.store(repair.offset, repair.of_complete(before));
+        }
+        let mangled = if repair.zero_is_none {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        self.replace_checksum(repair, repair.pseudo, u64::from(BPF_F_PSEUDO_HDR) | mangled)?;
+        if repair.family == Family::Ipv6 {
+            // The kernel took the addresses to be in no header that is part of the sum.
+            self.adjust_sum(repair.pseudo.fold32());
+        }
+        // The second call is mostly spared, too.
+        let after: u16 = self.load(repair.offset)?;
+        match was_complete(before, after, repair.pseudo) {
             Some(false) => Some(()),
             Some(true) => {
-                let repaired = body.applied_to(after);
-                self.store(
-                    offset,
-                    if zero_is_none && repaired == 0 {
-                        0xffff
-                    } else {
-                        repaired
-                    },
-                )
+                let repaired = repair.stored(repair.body.applied_to(after));
+                self.store(repair.offset, repaired)
             }
-            None => self.replace_checksum(offset, body, 0, zero_is_none),
-        }
-    }
-
-    #[inline(always)]
-    fn keep_sum(&mut self, pseudo: Difference) {
-        if self.is_received {
-            // SAFETY: the context is valid. Nothing happens if there is no such sum.
-            let _sum = unsafe { bpf_csum_update(self.raw, pseudo.fold32()) };
+            None => self.replace_checksum(repair, repair.body, mangled),
         }
     }
 

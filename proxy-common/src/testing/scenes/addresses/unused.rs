@@ -301,5 +301,5 @@ fn in_mid_flow(stage: Stage) -> Scene {
         with_services(stage, Protocol::Tcp),
     )
     .ignored(&ack(&unused), Pass::MidFlow)
-    .ignored(&ack(stage.other_frontend), Pass::MidFlow)
+    .ignored(&ack(stage.other_frontend), Pass::NoService)
 }
