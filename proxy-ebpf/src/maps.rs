@@ -39,6 +39,10 @@ static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, 0);
 static SERVICES: HashMap<u32, ServiceName> = HashMap::with_max_entries(limits::SERVICES, 0);
 #[map]
 static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::FLOWS, 0);
+/// By [`Addr::pod_slot`]: not 0 if programs at a pod's device may find records. Most traffic of pods
+/// goes by sockets or to no Service, and need not be looked for in the much larger map above.
+#[map]
+static POD_FLOWS: Array<u32> = Array::with_max_entries(limits::POD_FLOWS, 0);
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity> =
     LruHashMap::with_max_entries(limits::AFFINITY, 0);
@@ -156,6 +160,19 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         entry(BACKENDS.get_ptr(id))
+    }
+
+    #[inline(always)]
+    fn has_flows(&self, pod: &Addr) -> bool {
+        copy(POD_FLOWS.get_ptr(pod.pod_slot())) != Some(0)
+    }
+
+    #[inline(never)]
+    fn note_flows(&self, pod: &Addr) {
+        if let Some(note) = POD_FLOWS.get_ptr_mut(pod.pod_slot()) {
+            // SAFETY: a word of its own, which is never anything but 0 and 1.
+            unsafe { note.write(1) };
+        }
     }
 
     #[inline(always)]

@@ -35,6 +35,8 @@ pub struct Maps {
     pub service_counters: PerCpu<ServiceCounters>,
     /// Flow records.
     pub flows: Table<FlowKey, Flow>,
+    /// [`Addr::pod_slot`]s → whether programs at a pod's device may find flow records: 0 or 1.
+    pub pod_flows: List<u32>,
     /// Session affinity.
     pub affinity: Table<AffinityKey, Affinity>,
     /// Ports of fragmented datagrams.
@@ -70,6 +72,7 @@ impl Maps {
             services: Table::open(pins, "SERVICES")?,
             service_counters: PerCpu::open(pins, "SERVICE_COUNTERS")?,
             flows: Table::open(pins, "FLOWS")?,
+            pod_flows: List::open(pins, "POD_FLOWS")?,
             affinity: Table::open(pins, "AFFINITY")?,
             fragments: Table::open(pins, "FRAGMENTS")?,
             sockets: Table::open(pins, "SOCKETS")?,

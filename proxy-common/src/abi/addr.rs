@@ -5,6 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+use super::limits;
+
 /// An IPv4 or IPv6 address in 16 bytes, network order; IPv4 is v4-mapped (RFC 4291, 2.5.5.2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(transparent)]
@@ -72,6 +74,16 @@ impl Addr {
     #[inline(always)]
     pub const fn is_unspecified(self) -> bool {
         self.0[0] | self.0[1] | self.0[2] | self.0[3] == 0
+    }
+
+    /// Where the map `POD_FLOWS` notes that the pod with this address has flows.
+    #[inline(always)]
+    pub const fn pod_slot(&self) -> u32 {
+        // Fibonacci hashing: addresses that differ in the last byte alone never share a slot.
+        const FACTOR: u32 = 0x9e37_79b1;
+        const SHIFT: u32 = 32 - limits::POD_FLOWS.ilog2();
+        let [a, b, c, d] = self.words();
+        (d ^ c.rotate_left(8) ^ b.rotate_left(16) ^ a.rotate_left(24)).wrapping_mul(FACTOR) >> SHIFT
     }
 }
 
@@ -271,6 +283,21 @@ mod tests {
             let addr = Addr::from(ip);
             assert_eq!(IpAddr::from(addr), ip);
             assert_eq!(addr.is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn neighbours_share_no_slot() {
+        for base in ["10.244.1.0", "fd00:10:244::"] {
+            let mut addr = Addr::from(base.parse::<IpAddr>().unwrap());
+            let slots: std::collections::BTreeSet<u32> = (0..=255)
+                .map(|last| {
+                    bytemuck::bytes_of_mut(&mut addr)[15] = last;
+                    addr.pod_slot()
+                })
+                .collect();
+            assert_eq!(slots.len(), 256, "{base}");
+            assert!(slots.iter().all(|&slot| slot < limits::POD_FLOWS));
         }
     }
 

@@ -31,6 +31,9 @@ pub const AFFINITY: u32 = 65_536;
 pub const FRAGMENTS: u32 = 8_192;
 /// Lengths of an SCTP packet: one entry for each, 0 to 65,535.
 pub const CRC_SHIFTS: u32 = 65_536;
+/// Notes of which pods have flows: a power of two, and so many that pods rarely share one. Another
+/// number would be another layout, whose notes have to be made from the flows.
+pub const POD_FLOWS: u32 = 4_096;
 /// Room in the per-CPU map of outcomes.
 pub const OUTCOMES: u32 = 64;
 /// Connected sockets that are pointed at a backend. 136 bytes each.

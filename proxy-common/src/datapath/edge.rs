@@ -43,6 +43,14 @@ fn segment<P: Packet, T: Tables>(
     hook: Hook,
     verdict: &mut Verdict,
 ) -> Verdict {
+    // Most packets of pods: not looked for among all flows.
+    if hook == Hook::PodIngress
+        && headers.fragment() != Fragment::Later
+        && !tables.has_flows(&headers.key.tuple.src)
+        && !may_open(tables, headers)
+    {
+        return Verdict::Pass(mid_flow(tables, headers));
+    }
     match look_up(packet, tables, headers, hook) {
         Some(Hit::Done(verdict)) => return verdict,
         Some(Hit::Gone) => return reply::gone(packet, tables, headers, hook),

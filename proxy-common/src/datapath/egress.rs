@@ -22,6 +22,9 @@ pub(super) fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdic
         }
         Class::Other(reason) => return Verdict::Pass(reason),
     }
+    if !tables.has_flows(&headers.key.tuple.dst) {
+        return Verdict::Pass(Pass::NoService);
+    }
     let translated = tables.with_flow(&headers.key, |flow| {
         if let Err(drop) = nat::rewrite(packet, tables, &headers, &flow.to) {
             return Verdict::Drop(drop);

@@ -42,7 +42,8 @@ pub(super) fn open<P: Packet, T: Tables>(
     *verdict = Verdict::Pass(Pass::NoService);
     let found = find::frontend(tables, &headers.key);
     if found == Found::Nothing {
-        if headers.signal() == Signal::Open {
+        let may_have_flows = hook != Hook::PodIngress || tables.has_flows(&headers.key.tuple.src);
+        if headers.signal() == Signal::Open && may_have_flows {
             let _was_there = black_box(make_way(tables, &headers.key, hook));
         }
         return Opened::Decided;
@@ -188,6 +189,11 @@ fn judge<P: Packet, T: Tables>(
                 Refusal::Inconsistent => Refused::Drop(Drop::Inconsistent),
             },
         )?;
+    match hook {
+        Hook::PodIngress => tables.note_flows(src),
+        Hook::NodeEgress => tables.note_flows(&chosen.backend.addr),
+        Hook::NodeIngress | Hook::PodEgress => {}
+    }
     let recorded = tables.with_draft(|draft| {
         record(
             draft,
@@ -321,6 +327,7 @@ fn plan<P: Packet, T: Tables>(
         return Ok(keep);
     }
     answer.side = Side::Ingress as u8;
+    tables.note_flows(&answer.tuple.src);
     if hook == Hook::PodIngress && src == chosen.backend.addr {
         // A pod that reaches itself would answer itself directly, and never see the Service's
         // address (rule R77). Its answer comes in where its question did.

@@ -74,6 +74,12 @@ pub trait Tables {
     /// The backend with this id.
     fn backend(&self, id: u32) -> Option<&Backend>;
 
+    /// Whether there may be a record for packets from or to the pod with this address, at its device.
+    fn has_flows(&self, pod: &Addr) -> bool;
+
+    /// Takes note that there is one, or is going to be.
+    fn note_flows(&self, pod: &Addr);
+
     /// Runs `act` on the flow record in place.
     fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R>;
 

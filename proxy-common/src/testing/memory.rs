@@ -35,6 +35,8 @@ pub struct Memory {
     pub backends: Vec<Backend>,
     /// The map `FLOWS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// The map `POD_FLOWS`: the entries that are not 0.
+    pub pod_flows: RefCell<BTreeSet<u32>>,
     /// The map `AFFINITY`.
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     /// The map `FRAGMENTS`.
@@ -233,6 +235,14 @@ impl Tables for Memory {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+
+    fn has_flows(&self, pod: &Addr) -> bool {
+        self.pod_flows.borrow().contains(&pod.pod_slot())
+    }
+
+    fn note_flows(&self, pod: &Addr) {
+        let _is_new = self.pod_flows.borrow_mut().insert(pod.pod_slot());
     }
 
     fn with_flow<R>(&self, key: &FlowKey, act: impl FnOnce(&mut Flow) -> R) -> Option<R> {

@@ -20,7 +20,7 @@ use proxy_common::abi::{
 use super::KubeProxyError;
 use super::conntrack::{self, Connection, Which};
 use crate::conntrack_gc::{now, twin_key};
-use crate::maps::{MapFailure, Table};
+use crate::maps::{List, MapFailure, Table};
 use crate::sync::Contents;
 
 /// From the end of one look at the flows to the next, at least and at most: netfilter forgets flows
@@ -57,6 +57,7 @@ impl UdpFlows {
     /// If connection tracking or the map refuses.
     pub fn hold(
         flows: &mut Table<FlowKey, Flow>,
+        pod_flows: &mut List<u32>,
         contents: &Contents,
     ) -> Result<(Self, usize), UdpError> {
         let known = Known::new(contents);
@@ -69,6 +70,7 @@ impl UdpFlows {
             match known.backend(&connection) {
                 Ok(backend) => {
                     let (key, record) = record(&connection, backend, now());
+                    pod_flows.set(key.tuple.src.pod_slot(), &1)?;
                     if hold(flows, &key, &record)? {
                         held.keys.insert(bytemuck::cast(key));
                     }

@@ -70,7 +70,7 @@ const fn spec<K, V>(name: &'static str, map_type: MapType, option: Option<&'stat
 }
 
 /// All maps that are pinned, in the order in which `beeline status` shows them.
-pub const MAPS: [Spec; 20] = [
+pub const MAPS: [Spec; 21] = [
     hash::<FrontendKey, Frontend>("FRONTENDS", Some("--max-frontends")),
     hash::<Addr, AddressFlags>("ADDRESSES", Some("--max-addresses")),
     trie::<SourceRangeKey, u32>("SOURCE_RANGES", Some("--max-source-ranges")),
@@ -81,6 +81,7 @@ pub const MAPS: [Spec; 20] = [
     hash::<u32, ServiceName>("SERVICES", Some("--max-services")),
     per_cpu::<ServiceCounters>("SERVICE_COUNTERS", Some("--max-services")),
     lru::<FlowKey, Flow>("FLOWS", "--max-flows"),
+    array::<u32>("POD_FLOWS", None),
     lru::<AffinityKey, Affinity>("AFFINITY", "--max-affinity"),
     lru::<FragmentKey, FragmentPorts>("FRAGMENTS", "--max-fragments"),
     hash::<u64, SocketRecord>("SOCKETS", Some("--max-sockets")),
@@ -182,6 +183,7 @@ pub fn default_size(name: &str, memory: u64) -> u32 {
         "PODS" => limits::PODS,
         "AFFINITY" => limits::AFFINITY,
         "FRAGMENTS" => limits::FRAGMENTS,
+        "POD_FLOWS" => limits::POD_FLOWS,
         "CRC_SHIFTS" => limits::CRC_SHIFTS,
         "OUTCOMES" => limits::OUTCOMES,
         _ => 1,
@@ -388,7 +390,7 @@ mod tests {
     #[test]
     fn every_map_has_a_size() {
         const SINGLE: [&str; 2] = ["SETTINGS", "SOCKET_SETTINGS"];
-        const GIVEN: [&str; 2] = ["CRC_SHIFTS", "OUTCOMES"];
+        const GIVEN: [&str; 3] = ["POD_FLOWS", "CRC_SHIFTS", "OUTCOMES"];
         for spec in MAPS {
             let is_single = SINGLE.contains(&spec.name);
             assert!(default_size(spec.name, 0) > 0);

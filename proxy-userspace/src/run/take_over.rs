@@ -82,7 +82,7 @@ impl TakeOver {
 
 fn hold(maps: &mut Maps) -> Result<UdpFlows, UdpError> {
     let contents = maps.contents()?;
-    let (held, n_moved) = UdpFlows::hold(&mut maps.flows, &contents)?;
+    let (held, n_moved) = UdpFlows::hold(&mut maps.flows, &mut maps.pod_flows, &contents)?;
     if held.len() + n_moved > 0 {
         tracing::info!(
             "{} flows of UDP stay with the backends that kube-proxy chose, {n_moved} move",

@@ -18,7 +18,7 @@ use xtask::testbed::Testbed;
 /// All pinned maps. Of those not named in [`wipe`], SLOTS holds nothing that counts without
 /// frontends, CRC_SHIFTS is constant, DRAFT does not outlast a packet, and AYA_LOGS is on its way
 /// to somebody's log.
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 23] = [
     "ADDRESSES",
     "AFFINITY",
     "AYA_LOGS",
@@ -34,6 +34,7 @@ const MAPS: [&str; 22] = [
     "NETWORKS",
     "OUTCOMES",
     "PODS",
+    "POD_FLOWS",
     "SERVICES",
     "SERVICE_COUNTERS",
     "SETTINGS",
@@ -107,6 +108,9 @@ fn wipe(bpffs: &Path) -> Result<()> {
     clear(&mut maps.services)?;
     clear(&mut maps.addresses)?;
     clear(&mut maps.flows)?;
+    for slot in 0..maps.pod_flows.size() {
+        maps.pod_flows.set(slot, &0)?;
+    }
     clear(&mut maps.affinity)?;
     clear(&mut maps.fragments)?;
     clear(&mut maps.sockets)?;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bytemuck::Pod;
 use proxy_common::abi::Addr;
-use proxy_common::datapath::checksum::Difference;
+use proxy_common::datapath::checksum::Repair;
 use proxy_common::datapath::{Origin, Packet, Route};
 use proxy_common::testing::Skb;
 
@@ -79,18 +79,8 @@ impl Packet for Parcel<'_> {
         self.skb.store(offset, value)
     }
 
-    fn repair(
-        &mut self,
-        offset: u32,
-        pseudo: Difference,
-        body: Difference,
-        zero_is_none: bool,
-    ) -> Option<()> {
-        self.skb.repair(offset, pseudo, body, zero_is_none)
-    }
-
-    fn keep_sum(&mut self, pseudo: Difference) {
-        self.skb.keep_sum(pseudo);
+    fn repair(&mut self, repair: &Repair) -> Option<()> {
+        self.skb.repair(repair)
     }
 
     fn resize(&mut self, len: u32) -> Option<()> {
