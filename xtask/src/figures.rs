@@ -100,7 +100,8 @@ pub enum Place {
     Node,
     /// Beyond the node's device; dials a NodePort with a backend on the node.
     OutsideToLocal,
-    /// The same with a backend on another node.
+    /// The same with a backend on another node. Without a Service the backend is dialled by its
+    /// address, and its packets take the same way by the node, there and back.
     OutsideToRemote,
 }
 
@@ -190,7 +191,7 @@ pub struct Traffic {
     pub to_pod: Option<Comparison>,
 }
 
-/// How long operations took at most: medians over the rounds.
+/// How long operations took at most, those of all rounds taken together.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of them.
