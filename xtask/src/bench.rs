@@ -16,6 +16,7 @@ mod report;
 mod results;
 mod server;
 mod statistics;
+mod tables;
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,13 +25,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proxy_common::abi::Family;
+use xtask::figures::Figures;
 
 use cluster::{Place, Site, Way};
 use machine::Machine;
 use measure::Measure;
 use programs::Counting;
-use report::{Form, Report};
+use report::Form;
 use results::{Case, ProgramCalls, Results};
+use tables::Report;
 
 /// Measures what Services cost
 ///
@@ -57,6 +60,12 @@ pub(crate) struct Args {
     /// Print tables for a page of documentation
     #[arg(long)]
     markdown: bool,
+    /// Show an earlier run, from what `--json` wrote, and measure nothing
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Write a page of charts to a file
+    #[arg(long, value_name = "FILE", requires = "from")]
+    html: Option<PathBuf>,
 }
 
 /// Load above which others disturb too much. Making the nodes is a load itself.
@@ -83,6 +92,14 @@ impl Args {
             turn: Duration::from_millis(turn),
         }
     }
+
+    fn form(&self) -> Form {
+        if self.markdown {
+            Form::Markdown
+        } else {
+            Form::Terminal
+        }
+    }
 }
 
 /// Runs the command.
@@ -90,6 +107,9 @@ impl Args {
 /// # Errors
 /// Without root's privileges, or if something cannot be built, made, started or dialled.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(file) = &args.from {
+        return show(args, &report::read(file)?);
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the benchmark makes network namespaces: run it as root"
@@ -131,14 +151,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             .collect(),
         results: &results,
     };
-    let form = if args.markdown {
-        Form::Markdown
-    } else {
-        Form::Terminal
-    };
-    println!("{}", report.text(form));
+    println!("{}", report.text(args.form()));
     if let Some(file) = &args.json {
         fs::write(file, format!("{:#}\n", report.json()))
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints figures, and writes their page.
+fn show(args: &Args, figures: &Figures) -> Result<ExitCode> {
+    println!("{}", report::text(figures, args.form()));
+    if let Some(file) = &args.html {
+        fs::write(file, report::html(figures))
             .with_context(|| format!("write {}", file.display()))?;
     }
     Ok(ExitCode::SUCCESS)
