@@ -53,3 +53,36 @@ pub(super) fn read(path: &Path) -> Result<Figures> {
         })
         .with_context(|| format!("{}: not the figures of a benchmark", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What reading figures comes to after a change of their JSON.
+    fn read_changed(change: impl FnOnce(&mut serde_json::Value)) -> Result<Figures> {
+        let mut json = serde_json::to_value(sample::full())?;
+        change(&mut json);
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("figures.json");
+        std::fs::write(&file, json.to_string())?;
+        read(&file)
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let figures = [read_changed(|_| ()).unwrap(), sample::full()];
+        let said = figures.map(|figures| text(&figures, Form::Markdown));
+        assert!(said[0] == said[1] && !said[0].is_empty());
+    }
+
+    #[test]
+    fn an_error_names_file_and_field() {
+        let error = read_changed(|json| json["traffic"][3]["rate"]["median"] = "fast".into());
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(
+            error.contains("figures.json: not the figures of a benchmark"),
+            "{error}"
+        );
+        assert!(error.contains("field traffic[3].rate.median: "), "{error}");
+    }
+}

@@ -116,15 +116,11 @@ fn faster(figures: &Figures, services: u32) -> Option<String> {
         } else {
             format!(" (with {})", names::services(with))
         };
-        Some(format!(
-            "{} × that of its {}{with}",
-            short(factor),
-            peer.short()
-        ))
+        Some(format!("{} × {}{with}", short(factor), peer.short()))
     });
     let comparisons: Vec<String> = comparisons.collect();
     Some(format!(
-        "Beside kube-proxy's rules that is {}.",
+        "Beside the same through kube-proxy's rules that is {}.",
         in_words(&comparisons)?
     ))
 }
@@ -139,7 +135,7 @@ fn with_few(figures: &Figures, services: u32) -> Option<String> {
         })
         .collect();
     let beside = in_words(&comparisons)
-        .map(|words| format!(", and {words}"))
+        .map(|words| format!("; beside kube-proxy {words}"))
         .unwrap_or_default();
     Some(format!(
         "With {} it is {} × no proxy{beside}.",
@@ -197,10 +193,10 @@ mod tests {
                 "With 30,000 Services on its node, a pod opens TCP connections through Beeline at \
                  0.990 × the rate that it has without any proxy (socket edge; where packets are \
                  translated, 0.960 ×).",
-                "Beside kube-proxy's rules that is 1.10 × that of its nftables, 3.30 × that of its \
-                 iptables and 2.20 × that of its iptables-legacy.",
-                "With 10 it is 0.990 × no proxy, and 1.10 × nftables, 1.24 × iptables and 1.16 × \
-                 iptables-legacy.",
+                "Beside the same through kube-proxy's rules that is 1.10 × nftables, 3.30 × iptables \
+                 and 2.20 × iptables-legacy.",
+                "With 10 it is 0.990 × no proxy; beside kube-proxy 1.10 × nftables, 1.24 × iptables \
+                 and 1.16 × iptables-legacy.",
             ]
         );
         assert_eq!(answer.tiles.len(), 5);
@@ -214,7 +210,7 @@ mod tests {
         });
         let answer = answer(&figures).unwrap();
         assert!(
-            answer.sentences[1].contains("2.40 × that of its iptables (with 5,000)"),
+            answer.sentences[1].contains("2.40 × iptables (with 5,000)"),
             "{:?}",
             answer.sentences
         );

@@ -3,7 +3,7 @@
 use xtask::figures::{Figures, Latency, Measure, Place, Spread, Traffic};
 
 use super::chart::{self, Bar, Line, Point, Reference, Tick};
-use super::markup::{escape, group, section};
+use super::markup::{escape, folded_group, group, section};
 use super::select::{CALLS, PACKETS, PLACES, REQUESTS, find_all};
 use super::series::{self, NO_PROXY, Series};
 use super::table::Table;
@@ -64,40 +64,49 @@ pub(super) fn sections(figures: &Figures, services: u32) -> String {
             &format!("How fast: {with}"),
             "Rate through a Service, as a part of the rate of dialling the pod on a node without \
              any proxy. Lines across the ends of bars are quartiles of the rounds.",
-            &at.by_place(&REQUESTS, Cards::rate),
+            &at.by_place(&REQUESTS, Shown::Everything, Cards::rate),
         ),
         section(
             &id("latency"),
             &format!("How long: {with}"),
             "What 50, 99 and 99.9 of 100 operations took at most.",
-            &at.by_place(&REQUESTS, Cards::latency),
+            &at.by_place(&REQUESTS, Shown::Pods, Cards::latency),
         ),
         section(
             &id("cpu"),
             &format!("How much processor time: {with}"),
             "Client, kernel and server together; what else the machine does hardly shows in it.",
-            &at.by_place(&LONGER, Cards::cpu),
+            &at.by_place(&LONGER, Shown::Pods, Cards::cpu),
         ),
         section(
             &id("packet"),
             &format!("Processor time of a packet: {with}"),
             "Packets one way, from the sender to the socket that reads them.",
-            &at.by_place(&PACKETS, Cards::cpu),
+            &at.by_place(&PACKETS, Shown::Everything, Cards::cpu),
         ),
         section(
             &id("call"),
             &format!("Processor time of a system call: {with}"),
             "",
-            &at.by_place(&CALLS, Cards::cpu),
+            &at.by_place(&CALLS, Shown::Pods, Cards::cpu),
         ),
         section(
             &id("beside"),
             &format!("What a proxy costs those who dial no Service: {with}"),
             "Pods dialled by their own address, on nodes with each of the proxies.",
-            &at.by_place(&BESIDE, Cards::beside),
+            &at.by_place(&BESIDE, Shown::Pods, Cards::beside),
         ),
     ]
     .concat()
+}
+
+/// What is not behind a fold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// What was measured at every place.
+    Everything,
+    /// What was measured from a pod.
+    Pods,
 }
 
 /// What was measured with one number of Services.
@@ -110,6 +119,7 @@ impl Cards<'_> {
     fn by_place(
         &self,
         measures: &[Measure],
+        shown: Shown,
         card: impl Fn(&Self, Place, Measure) -> Option<Card>,
     ) -> String {
         let place = |place| {
@@ -117,7 +127,12 @@ impl Cards<'_> {
                 .iter()
                 .filter_map(|&measure| card(self, place, measure));
             let cards: String = cards.map(|card| card.html()).collect();
-            group(&format!("From {}", names::place(place)), &cards)
+            let title = format!("From {}", names::place(place));
+            if place == Place::Pod || shown == Shown::Everything {
+                group(&title, &cards)
+            } else {
+                folded_group(&title, &cards)
+            }
         };
         PLACES.into_iter().map(place).collect()
     }

@@ -60,13 +60,15 @@ pub(super) struct Tick {
 }
 
 /// Height of a bar with its text, in pixels.
-const ROW: f64 = 40.0;
+const ROW: f64 = 38.0;
 /// Height of the space for lines, in pixels.
 const PLOT: f64 = 190.0;
 /// Space above it.
 const HEAD: f64 = 18.0;
 /// The parts of the width between which lines run: labels of the vertical axis stand before them.
-const ACROSS: (f64, f64) = (17.0, 95.0);
+const ACROSS: (f64, f64) = (18.0, 92.0);
+/// A bar up to this part of the width, in per cent, has no room for a line across its end.
+const SHORT: f64 = 2.0;
 /// Above this ratio of the greatest to the least value an axis is logarithmic.
 const WIDE: f64 = 12.0;
 
@@ -90,7 +92,11 @@ pub(super) fn bars(
     let foot = if reference.is_some() { 20.0 } else { 4.0 };
     let mut svg = open("bars", title, height + foot);
     if let Some(reference) = reference {
-        svg.push_str(&reference_line(reference, across(reference.value), height));
+        svg.push_str(&reference_lines(
+            reference,
+            across(reference.value),
+            bars.len(),
+        ));
     }
     for (number, bar) in bars.iter().enumerate() {
         svg.push_str(&one_bar(bar, number as f64 * ROW, across));
@@ -99,15 +105,22 @@ pub(super) fn bars(
     svg
 }
 
-fn reference_line(reference: &Reference, across: f64, height: f64) -> String {
-    let Reference { name, .. } = reference;
-    let anchor = anchor(across / 100.0);
-    format!(
-        "<line class=reference x1=\"{across:.2}%\" x2=\"{across:.2}%\" y1=\"4\" y2=\"{height}\"/>\
-         <text class=\"small\" x=\"{across:.2}%\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>\n",
-        height + 14.0,
-        escape(name)
-    )
+/// Lines beside the bars only, so that they cross no text.
+fn reference_lines(reference: &Reference, across: f64, bars: usize) -> String {
+    let mut svg = String::new();
+    for number in 0..bars {
+        let top = number as f64 * ROW;
+        let [from, to] = [17.0, 35.0].map(|down| (across, top + down));
+        write_line(&mut svg, "reference", from, to);
+    }
+    let _in_memory = writeln!(
+        svg,
+        "<text class=small x=\"{across:.2}%\" y=\"{}\" text-anchor=\"{}\">{}</text>",
+        bars as f64 * ROW + 13.0,
+        anchor(across / 100.0),
+        escape(&reference.name)
+    );
+    svg
 }
 
 fn one_bar(bar: &Bar, top: f64, across: impl Fn(f64) -> f64) -> String {
@@ -127,14 +140,15 @@ fn one_bar(bar: &Bar, top: f64, across: impl Fn(f64) -> f64) -> String {
          <rect class=\"fill {class}\" x=\"0\" y=\"{bar_top}\" width=\"{:.2}%\" height=\"12\"/>",
         across(*value)
     );
-    if let Some((low, high)) = *spread {
+    let seen = spread.filter(|_| across(*value) > SHORT);
+    if let Some((low, high)) = seen {
         let (low, high) = (across(low), across(high));
-        for (x1, y1, x2, y2) in [
-            (low, middle, high, middle),
-            (low, middle - 4.0, low, middle + 4.0),
-            (high, middle - 4.0, high, middle + 4.0),
-        ] {
-            write_line(&mut svg, "whisker", (x1, y1), (x2, y2));
+        // The same lines below, broader, keep it visible on a bar of its own colour.
+        for class in ["halo", "whisker"] {
+            write_line(&mut svg, class, (low, middle), (high, middle));
+            for end in [low, high] {
+                write_line(&mut svg, class, (end, middle - 4.0), (end, middle + 4.0));
+            }
         }
     }
     svg.push_str("</g>\n");
@@ -157,22 +171,21 @@ pub(super) fn lines(
         let label = if value == 0.0 {
             "0".to_owned()
         } else {
-            format(value)
+            without_zeros(&format(value))
         };
-        let _in_memory = write!(
+        let _in_memory = writeln!(
             svg,
-            "<text class=small x=\"0\" y=\"{:.1}\">{}</text>\n",
+            "<text class=small x=\"0\" y=\"{:.1}\">{}</text>",
             y - 4.0,
             escape(&label)
         );
     }
     for Tick { across, text } in readable(ticks) {
-        let _in_memory = write!(
+        let _in_memory = writeln!(
             svg,
-            "<text class=small x=\"{:.2}%\" y=\"{}\" text-anchor=\"{}\">{}</text>\n",
+            "<text class=small x=\"{:.2}%\" y=\"{}\" text-anchor=\"middle\">{}</text>",
             x(*across),
             bottom + 18.0,
-            if *across > 0.99 { "end" } else { "middle" },
             escape(text)
         );
     }
@@ -303,6 +316,17 @@ impl Axis {
     }
 }
 
+/// A number with a unit, without the zeros at the end of a fraction.
+fn without_zeros(text: &str) -> String {
+    let (number, unit) = text.split_at(text.find(' ').unwrap_or(text.len()));
+    if number.contains('.') {
+        let number = number.trim_end_matches('0').trim_end_matches('.');
+        format!("{number}{unit}")
+    } else {
+        text.to_owned()
+    }
+}
+
 /// The greatest 1, 2 or 5 times a power of ten that is not above a value.
 fn round_down(value: f64) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
@@ -406,7 +430,7 @@ mod tests {
     fn bars_start_at_zero_and_the_longest_fills_the_width() {
         let svg = bars("Bars", &[bar(2.0, None), bar(0.5, None)], None, 1.0);
         assert!(svg.contains("x=\"0\" y=\"20\" width=\"100.00%\""), "{svg}");
-        assert!(svg.contains("x=\"0\" y=\"60\" width=\"25.00%\""), "{svg}");
+        assert!(svg.contains("x=\"0\" y=\"58\" width=\"25.00%\""), "{svg}");
     }
 
     #[test]
@@ -458,6 +482,12 @@ mod tests {
                 "{rounded} {expected}"
             );
         }
+    }
+
+    #[test]
+    fn ticks_have_no_needless_zeros() {
+        let short = ["60.0 µs", "1.50 ms", "100 µs", "1.000"].map(without_zeros);
+        assert_eq!(short, ["60 µs", "1.5 ms", "100 µs", "1"]);
     }
 
     #[test]

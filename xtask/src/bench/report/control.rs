@@ -20,9 +20,9 @@ pub(super) fn tables(figures: &Figures) -> Vec<Table> {
             change(control),
             rolling_restart(control),
             memory(control),
+            peers(&figures.peers),
         ]);
     }
-    tables.push(peers(&figures.peers));
     tables
 }
 
@@ -198,7 +198,7 @@ pub(super) fn html(figures: &Figures) -> String {
     let body = if cards.is_empty() {
         String::new()
     } else {
-        group("The daemon", &cards) + &folded
+        group("", &cards) + &folded
     };
     section(
         "control",
@@ -222,8 +222,8 @@ fn cold_start_card(control: &Control, peers: &[Peer]) -> Option<Card> {
             text: number::seconds(spread.median),
         }
     });
-    let theirs = greatest(peers).map(|peer| Bar {
-        name: format!("{}, {}", names::proxy(peer.mode), cluster(peer.services, 5)),
+    let theirs = greatest(peers).map(|(mode, peer)| Bar {
+        name: format!("{mode}, {}", cluster(peer.services, 5)),
         class: proxy_class(peer.mode),
         value: peer.start_s,
         spread: None,
@@ -239,11 +239,12 @@ fn cold_start_card(control: &Control, peers: &[Peer]) -> Option<Card> {
     })
 }
 
-/// Of each mode the row with the most Services.
-fn greatest(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+/// Of each of kube-proxy's modes the row with the most Services.
+fn greatest(peers: &[Peer]) -> impl Iterator<Item = (&'static str, &Peer)> {
     PEERS.iter().filter_map(|series| {
         let of_mode = peers.iter().filter(|peer| peer.mode == series.proxy);
-        of_mode.max_by_key(|peer| peer.services)
+        let peer = of_mode.max_by_key(|peer| peer.services)?;
+        Some((series.short(), peer))
     })
 }
 
@@ -321,7 +322,7 @@ fn change_card(control: &Control, peers: &[Peer]) -> Option<Card> {
     (!changes.is_empty()).then(|| Card {
         title: title.to_owned(),
         unit: format!(
-            "time until it is in the kernel, by Services (log scale){}; lower is better",
+            "time until it is in the kernel{}, by Services; lower is better",
             scale(&lines)
         ),
         chart: chart::legend(&lines)
@@ -375,21 +376,19 @@ fn memory_card(control: &Control, peers: &[Peer]) -> Option<Card> {
             bar(memory, "maps", memory.maps),
         ]
     });
-    let theirs = greatest(peers).map(|peer| {
-        let mode = names::proxy(peer.mode);
-        Bar {
-            name: format!("{mode}, {}, resident", cluster(peer.services, 5)),
-            class: proxy_class(peer.mode),
-            value: peer.resident_mib_after_changes * 1024.0 * 1024.0,
-            spread: None,
-            text: mebibytes(peer.resident_mib_after_changes),
-        }
+    let theirs = greatest(peers).map(|(mode, peer)| Bar {
+        name: format!("{mode}, {}", cluster(peer.services, 5)),
+        class: proxy_class(peer.mode),
+        value: peer.resident_mib_after_changes * 1024.0 * 1024.0,
+        spread: None,
+        text: mebibytes(peer.resident_mib_after_changes),
     });
     let title = "Memory";
     let bars: Vec<Bar> = ours.chain(theirs).collect();
     (!control.memory.is_empty()).then(|| Card {
         title: title.to_owned(),
-        unit: "with Services × endpoints in the kernel; shorter is better".to_owned(),
+        unit: "resident, with Services × endpoints; maps are the kernel's; shorter is better"
+            .to_owned(),
         chart: chart::bars(title, &bars, None, 0.0),
         table: memory(control),
     })

@@ -32,13 +32,31 @@ pub(super) fn section(id: &str, title: &str, lead: &str, body: &str) -> String {
     )
 }
 
-/// A heading of the third rank and what is under it; nothing if that is empty.
-pub(super) fn group(title: &str, body: &str) -> String {
-    if body.is_empty() {
+/// Charts under a heading of the third rank, if they have one; nothing if there are none.
+pub(super) fn group(title: &str, cards: &str) -> String {
+    group_of(title, "cards", cards)
+}
+
+/// The same, with another look.
+pub(super) fn group_of(title: &str, class: &str, cards: &str) -> String {
+    if cards.is_empty() {
+        return String::new();
+    }
+    let heading = if title.is_empty() {
+        String::new()
+    } else {
+        format!("<h3>{}</h3>\n", escape(title))
+    };
+    format!("{heading}<div class=\"{class}\">\n{cards}</div>\n")
+}
+
+/// Charts that are seen when their heading is opened; nothing if there are none.
+pub(super) fn folded_group(title: &str, cards: &str) -> String {
+    if cards.is_empty() {
         return String::new();
     }
     format!(
-        "<h3>{}</h3>\n<div class=cards>\n{body}</div>\n",
+        "<details class=more><summary>{}</summary>\n<div class=cards>\n{cards}</div>\n</details>\n",
         escape(title)
     )
 }

@@ -73,13 +73,13 @@ pub(super) fn html(figures: &Figures) -> String {
         "A packet in Beeline's programs",
         "By test run in the kernel: the program alone, without the rest of a packet's life. Bars are \
          the turn that nothing disturbed; the line across goes to the median of all turns.",
-        &group("By program", &cards),
+        &group("", &cards),
     );
     let sizes = section(
         "instructions",
         "How much the verifier looks at",
         "It gives up at 1,000,000 instructions.",
-        &instructions(figures).map_or_else(String::new, |card| group("By program", &card.html())),
+        &instructions(figures).map_or_else(String::new, |card| group("", &card.html())),
     );
     packets + &sizes
 }

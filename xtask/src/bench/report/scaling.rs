@@ -4,7 +4,7 @@ use xtask::figures::{Figures, Measure, Place, Spread, Traffic};
 
 use super::cards::{Card, scale};
 use super::chart::{self, Line, Point, Tick};
-use super::markup::{group, section};
+use super::markup::{group_of, section};
 use super::select::{PLACES, find, numbers_of_services};
 use super::series::{self, NO_PROXY, Series};
 use super::table::Table;
@@ -28,7 +28,11 @@ pub(super) fn html(figures: &Figures) -> String {
                 .flat_map(|measure| all.cards(place, measure))
                 .map(|card| card.html())
                 .collect();
-            group(&format!("From {}", names::place(place)), &cards)
+            group_of(
+                &format!("From {}", names::place(place)),
+                "cards wide",
+                &cards,
+            )
         })
         .collect();
     section(
@@ -62,7 +66,7 @@ impl Scaling<'_> {
         let ratio = self.card(
             (place, measure),
             &format!("{}: rate", names::measure(measure)),
-            "rate, × no proxy, by Services; higher is better",
+            ("rate, × no proxy", "higher"),
             |traffic| match traffic.to_direct {
                 Some(comparison) => Some(comparison.rate),
                 None => is_direct(traffic).then_some(ONE),
@@ -72,7 +76,7 @@ impl Scaling<'_> {
         let cpu = self.card(
             (place, measure),
             &format!("{}: processor time", names::measure(measure)),
-            &format!("processor time of a {of}, by Services; lower is better"),
+            (&format!("processor time of a {of}"), "lower"),
             |traffic| Some(traffic.cpu_ns),
             |ns| names::cpu(measure, ns),
         );
@@ -83,7 +87,7 @@ impl Scaling<'_> {
         &self,
         of: (Place, Measure),
         title: &str,
-        unit: &str,
+        (unit, better): (&str, &str),
         value: impl Fn(&Traffic) -> Option<Spread>,
         format: impl Fn(f64) -> String,
     ) -> Option<Card> {
@@ -116,7 +120,7 @@ impl Scaling<'_> {
         });
         is_any.then(|| Card {
             title: title.to_owned(),
-            unit: format!("{unit}{}", scale(&lines)),
+            unit: format!("{unit}{}, by Services; {better} is better", scale(&lines)),
             chart: chart::legend(&lines)
                 + &chart::lines(title, &ticks(&self.numbers), &lines, &format),
             table: Table::new(title, "", 1, &header, cells.collect()),

@@ -94,7 +94,7 @@ impl Series {
     /// to tell it.
     pub(super) fn mark(self) -> &'static str {
         match (self.proxy, self.way) {
-            (Proxy::Direct, _) => "M-5-1H5V1H-5Z",
+            (Proxy::Direct, _) => "M-6-2H6V2H-6Z",
             (Proxy::Beeline, Way::PacketEdge) => "M-4.5-4.5H4.5V4.5H-4.5Z",
             (Proxy::Beeline, Way::SocketEdge | Way::Pod | Way::Rules) => {
                 "M-5 0A5 5 0 1 1 5 0A5 5 0 1 1-5 0Z"
