@@ -14,6 +14,7 @@ mod measure;
 mod plan;
 mod processor;
 mod programs;
+mod report;
 mod results;
 mod rounds;
 mod server;
@@ -31,6 +32,7 @@ use xtask::figures::{self, Figures, Node, Proxy};
 
 use crate::workspace;
 use cluster::{Plan, Site, proxy_name};
+use report::Form;
 use rounds::Rounds;
 
 /// Measures what Services cost, with Beeline and with kube-proxy's rules
@@ -57,6 +59,12 @@ pub(crate) struct Args {
     /// Measure over IPv6
     #[arg(long)]
     ipv6: bool,
+    /// Print tables for a page of documentation
+    #[arg(long)]
+    markdown: bool,
+    /// Where a page with charts is written to; target/bench/index.html if not given
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Where all results are written to; target/bench/figures.json if not given
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -115,6 +123,14 @@ struct Settings {
 }
 
 impl Args {
+    fn form(&self) -> Form {
+        if self.markdown {
+            Form::Markdown
+        } else {
+            Form::Terminal
+        }
+    }
+
     fn settings(&self) -> Settings {
         let (default, turn, budget): (&[u32], _, _) = if self.quick {
             (&[10, 1_000], 15, 25)
@@ -155,38 +171,31 @@ impl Args {
 /// Without root's privileges, or if something cannot be built, made, started, dialled or written.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let figures = match &args.from {
-        Some(file) => read(file)?,
+        Some(file) => report::read(file)?,
         None => {
             let figures = measure(&args.settings())?;
-            let default = || Ok(workspace::target_dir()?.join("bench/figures.json"));
-            let file = args.json.clone().map_or_else(default, anyhow::Ok)?;
-            write(
-                &file,
-                &format!("{}\n", serde_json::to_string_pretty(&figures)?),
-            )?;
+            let json = serde_json::to_string_pretty(&figures)?;
+            write(args.json.as_deref(), "figures.json", &format!("{json}\n"))?;
             figures
         }
     };
-    for sentence in &figures.left_out {
-        println!("left out: {sentence}");
-    }
+    write(args.html.as_deref(), "index.html", &report::html(&figures))?;
+    println!("{}", report::text(&figures, args.form()));
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(file: &Path) -> Result<Figures> {
-    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: not of a benchmark", file.display()))
-}
-
-/// Writes a file, in a new folder if need be, and says where.
-fn write(file: &Path, text: &str) -> Result<()> {
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    folder
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(file, text))
-        .with_context(|| format!("write {}", file.display()))?;
+/// Writes a file, by default one of this name among what is built, and says where.
+fn write(given: Option<&Path>, name: &str, text: &str) -> Result<()> {
+    let file = match given {
+        Some(file) => file.to_owned(),
+        None => {
+            let folder = workspace::target_dir()?.join("bench");
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("create folder {}", folder.display()))?;
+            folder.join(name)
+        }
+    };
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     eprintln!("written: {}", file.display());
     Ok(())
 }
