@@ -7,7 +7,6 @@
 
 mod client;
 mod cluster;
-mod kube_proxy;
 mod machine;
 mod manifests;
 mod measure;

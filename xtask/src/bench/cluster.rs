@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::abi::Family;
 use xtask::figures::{Case, Measure, Place, Proxy, Way};
+use xtask::kube_proxy::{self, Flavour};
 use xtask::testbed::{
     Beeline, Daemon, Layout, Namespace, Pod, PodOptions, Server, Testbed, on_network,
 };
 
 use super::client::{Client, Group};
-use super::kube_proxy::{self, Flavour};
 use super::manifests::{self, ENDPOINTS, FAR_STREAM, FIRST_POD, STREAM};
 use super::measure::{Arrivals, Sample, Targets};
 use super::programs::Programs;

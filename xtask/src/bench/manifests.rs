@@ -6,9 +6,8 @@ use std::ops::Range;
 
 use proxy_common::abi::{Family, Protocol};
 use serde_json::{Value, json};
+use xtask::kube_proxy::Port;
 use xtask::testbed::{NODE_NAME, REMOTE_NODE_NAME};
-
-use super::kube_proxy::Port;
 
 /// Endpoints of each Service, but for one that is dialled.
 pub(super) const ENDPOINTS: u8 = 4;
