@@ -48,11 +48,11 @@ use xtask::testbed::ip;
 /// How often each case has its turn.
 const ROUNDS: usize = 300;
 /// The same for a first look.
-const QUICK_ROUNDS: usize = 60;
+const QUICK_ROUNDS: usize = 40;
 /// Packets in a turn.
 const PACKETS: u32 = 2_000;
 /// Packets in a turn of which each opens a flow.
-const FIRST_PACKETS: u32 = 500;
+const FIRST_PACKETS: u32 = 200;
 /// The device that leads away, and the one by which the node's own packets are routed.
 const DEVICES: [u32; 2] = [7, 9];
 

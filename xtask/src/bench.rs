@@ -7,6 +7,8 @@
 
 mod client;
 mod cluster;
+#[expect(dead_code, reason = "the benchmark is about to call it")]
+mod costs;
 mod machine;
 mod manifests;
 mod measure;

@@ -54,7 +54,10 @@ fn the_verifier_has_no_more_work_than_it_had() {
     }
     let Findings { wrong, less } = compare(&table, &programs);
     if !less.is_empty() {
-        println!("{}\nless than in the table; for a new one: {COMMAND}", less.join("\n"));
+        println!(
+            "{}\nless than in the table; for a new one: {COMMAND}",
+            less.join("\n")
+        );
     }
     assert!(
         wrong.is_empty(),
@@ -67,7 +70,8 @@ fn compare(table: &Table<'_>, programs: &[Program]) -> Findings {
     let mut findings = Findings::default();
     for Program { name, verified, .. } in programs {
         let (Some(&then), &Some(now)) = (table.counts.get(&**name), verified) else {
-            let finding = format!("program {name}: {verified:?} instructions, and not in the table");
+            let finding =
+                format!("program {name}: {verified:?} instructions, and not in the table");
             findings.wrong.push(finding);
             continue;
         };

@@ -20,10 +20,7 @@ pub(crate) fn load() -> Result<Ebpf> {
         ProgramType::SchedClassifier,
         BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
     );
-    let set_retval = has(
-        ProgramType::CgroupSockAddr,
-        BpfHelper::BPF_FUNC_set_retval,
-    );
+    let set_retval = has(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
     let mut loader = EbpfLoader::new();
     let mut bpf = loader
         .override_global("COARSE_CLOCK", &coarse_clock, true)
