@@ -7,6 +7,7 @@
 
 mod client;
 mod cluster;
+mod costs;
 mod machine;
 mod manifests;
 mod measure;
@@ -209,6 +210,10 @@ fn measure(settings: &Settings) -> Result<Figures> {
         None => crate::build::build(true)?.beeline,
     };
     let load_before = machine::load()?;
+    eprintln!("measuring what a packet costs in Beeline's programs …");
+    let (packets, programs) = costs::packets(settings.is_quick)?;
+    eprintln!("measuring what changes of the cluster cost the daemon …");
+    let control = costs::control(settings.is_quick)?;
     let mut left_out = Vec::new();
     let sites = make_sites(settings, &beeline, &mut left_out)?;
     let load_now = machine::load()?;
@@ -239,9 +244,9 @@ fn measure(settings: &Settings) -> Result<Figures> {
         traffic: rounds.traffic(),
         left_out: rounds.left_out(),
         calls,
-        packets: Vec::new(),
-        programs: Vec::new(),
-        control: None,
+        packets,
+        programs,
+        control: Some(control),
         peers: xtask::kube_proxy::peers(),
     })
 }

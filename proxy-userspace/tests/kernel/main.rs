@@ -25,6 +25,8 @@ mod hand_back;
 mod host_edge;
 mod kubernetes;
 mod load;
+#[path = "../support/loaded.rs"]
+mod loaded;
 mod loss;
 mod loss_crowd;
 mod loss_footprint;
@@ -55,5 +57,6 @@ mod two_nodes;
 mod two_nodes_world;
 mod unread;
 mod upgrade;
+mod verified;
 mod vitals;
 mod world;
