@@ -33,7 +33,7 @@ fn rest(figures: &Figures, form: Form) -> Vec<Table> {
     let mut all = vec![
         tables::rates(figures, form),
         tables::cpu(figures, form),
-        tables::latency(figures),
+        tables::latency(figures, form),
         tables::absolute(figures),
         tables::to_pod(figures, form),
         tables::beside(figures, form),
