@@ -27,7 +27,7 @@ fn packet_table(title: &str, packets: &[&Packet]) -> Table {
     };
     Table::new(
         title,
-        "By test run in the kernel. *Least* is the turn that nothing disturbed.",
+        "By test run in the kernel. The least is the mean of the turn that nothing disturbed.",
         2,
         &["program", "packet", "least, ns", "median, ns"],
         packets.iter().map(row).collect(),
