@@ -43,7 +43,7 @@ fn cold_start_card(control: &Control, peers: &[Peer]) -> Option<Card> {
     let bars: Vec<Bar> = ours.chain(theirs).collect();
     (!control.cold_start.is_empty()).then(|| Card {
         title: title.to_owned(),
-        unit: "time until all Services × endpoints are in the kernel; shorter is better".to_owned(),
+        unit: "from complete lists to the last map write or rule, Services × endpoints; shorter is better".to_owned(),
         chart: chart::bars(title, &bars, None, 0.0),
         table: super::cold_start(control),
     })
