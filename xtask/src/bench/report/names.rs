@@ -116,6 +116,9 @@ pub(super) fn packet(packet: &Packet) -> String {
     }
 }
 
+/// Load above which others disturb rates.
+const BUSY: f64 = 2.0;
+
 /// What it was measured on, and how busy that was.
 pub(super) fn machine(machine: &Machine) -> String {
     let Machine {
@@ -124,9 +127,14 @@ pub(super) fn machine(machine: &Machine) -> String {
         processors,
         load: [before, after],
     } = machine;
+    let warning = if *before > BUSY {
+        " (busy: rates mean little, processor time does)"
+    } else {
+        ""
+    };
     format!(
         "Linux {kernel}, {processor}, {processors} processors; load {before:.2} before, {after:.2} \
-         after"
+         after{warning}"
     )
 }
 

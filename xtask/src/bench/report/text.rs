@@ -97,4 +97,12 @@ mod tests {
                         processors; load 0.10 before, 0.20 after. IPv4, 40 rounds, turns of 30 ms.";
         assert_eq!(text, expected);
     }
+
+    #[test]
+    fn a_busy_machine_is_said_to_be_one() {
+        let mut figures = sample::empty();
+        assert!(!text(&figures, Form::Terminal).contains("busy"));
+        figures.machine.load = [2.5, 1.0];
+        assert!(text(&figures, Form::Terminal).contains("(busy: rates mean little"));
+    }
 }
