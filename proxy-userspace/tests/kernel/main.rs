@@ -23,6 +23,7 @@ mod fragments;
 mod hairpin;
 mod hand_back;
 mod host_edge;
+mod kube_proxy_rules;
 mod kubernetes;
 mod load;
 #[path = "../support/loaded.rs"]

@@ -109,6 +109,12 @@ fn faster_than(figures: &Figures, peer: Series, at_most: u32) -> Option<(f64, u3
 }
 
 fn faster(figures: &Figures, services: u32) -> Option<String> {
+    let comparisons = beside_peers(figures, services)?;
+    Some(format!("Beside kube-proxy's rules that is {comparisons}."))
+}
+
+/// How many times the rate of each of kube-proxy's modes; nothing if none was measured.
+fn beside_peers(figures: &Figures, services: u32) -> Option<String> {
     let comparisons = PEERS.iter().filter_map(|&peer| {
         let (factor, with) = faster_than(figures, peer, services)?;
         let with = if with == services {
@@ -118,27 +124,16 @@ fn faster(figures: &Figures, services: u32) -> Option<String> {
         };
         Some(format!("{} × {}{with}", short(factor), peer.short()))
     });
-    let comparisons: Vec<String> = comparisons.collect();
-    Some(format!(
-        "Beside the same through kube-proxy's rules that is {}.",
-        in_words(&comparisons)?
-    ))
+    in_words(&Vec::from_iter(comparisons))
 }
 
 fn with_few(figures: &Figures, services: u32) -> Option<String> {
     let close = to_no_proxy(figures, SOCKET_EDGE, services)?;
-    let comparisons: Vec<String> = PEERS
-        .iter()
-        .filter_map(|&peer| {
-            let (factor, _) = faster_than(figures, peer, services)?;
-            Some(format!("{} × {}", short(factor), peer.short()))
-        })
-        .collect();
-    let beside = in_words(&comparisons)
-        .map(|words| format!("; beside kube-proxy {words}"))
+    let comparisons = beside_peers(figures, services)
+        .map(|words| format!(", {words}"))
         .unwrap_or_default();
     Some(format!(
-        "With {} it is {} × no proxy{beside}.",
+        "With {}: {} × no proxy{comparisons}.",
         names::services(services),
         ratio(close)
     ))
@@ -193,10 +188,9 @@ mod tests {
                 "With 30,000 Services on its node, a pod opens TCP connections through Beeline at \
                  0.990 × the rate that it has without any proxy (socket edge; where packets are \
                  translated, 0.960 ×).",
-                "Beside the same through kube-proxy's rules that is 1.10 × nftables, 3.30 × iptables \
-                 and 2.20 × iptables-legacy.",
-                "With 10 it is 0.990 × no proxy; beside kube-proxy 1.10 × nftables, 1.24 × iptables \
-                 and 1.16 × iptables-legacy.",
+                "Beside kube-proxy's rules that is 1.10 × nftables, 3.30 × iptables and 2.20 × \
+                 iptables-legacy.",
+                "With 10: 0.990 × no proxy, 1.10 × nftables, 1.24 × iptables and 1.16 × iptables-legacy.",
             ]
         );
         assert_eq!(answer.tiles.len(), 5);

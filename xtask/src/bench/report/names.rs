@@ -14,19 +14,43 @@ pub(super) fn place(place: Place) -> &'static str {
     }
 }
 
+/// A place, in a table.
+pub(super) fn place_in_table(place: Place) -> &'static str {
+    match place {
+        Place::Pod => "pod",
+        Place::Node => "node",
+        Place::OutsideToLocal => "outside, pod here",
+        Place::OutsideToRemote => "outside, pod elsewhere",
+    }
+}
+
+/// What clients do, in full.
+pub(super) const MEASURES: [&str; 7] = [
+    "TCP connection: open it, one byte each way, close it.",
+    "TCP request: one byte each way on a connection that stays open; TCP bulk: as much as one \
+     connection carries.",
+    "UDP request: a datagram and its answer on one connected socket; unconnected: on one socket \
+     that is not; new socket: with a new one each time, as resolvers do it.",
+    "UDP packets and SCTP packets one way: what arrives; SCTP's come from a generator.",
+    "connect: that of a UDP socket, which sends nothing; each Service: to another one each time, so \
+     that what it needs is in no cache of the processor.",
+    "sendto: of a socket that is not connected, to where nobody reads.",
+    "Clients outside dial a NodePort, with a pod behind it here, on this node, or elsewhere.",
+];
+
 /// A measure.
 pub(super) fn measure(measure: Measure) -> &'static str {
     match measure {
         Measure::TcpConnection => "TCP connection",
-        Measure::TcpRequest => "TCP request, open connection",
+        Measure::TcpRequest => "TCP request",
         Measure::TcpBulk => "TCP bulk",
-        Measure::UdpRequest => "UDP request, connected socket",
-        Measure::UdpUnconnected => "UDP request, unconnected socket",
-        Measure::UdpNewSocket => "UDP request, new socket each",
+        Measure::UdpRequest => "UDP request",
+        Measure::UdpUnconnected => "UDP request, unconnected",
+        Measure::UdpNewSocket => "UDP request, new socket",
         Measure::UdpPackets => "UDP packets one way",
         Measure::SctpPackets => "SCTP packets one way",
         Measure::Connect => "connect",
-        Measure::ConnectToEach => "connect, another Service each",
+        Measure::ConnectToEach => "connect, each Service",
         Measure::SocketConnectClose => "socket, connect, close",
         Measure::SendTo => "sendto",
     }
@@ -92,6 +116,9 @@ pub(super) fn packet(packet: &Packet) -> String {
     }
 }
 
+/// Load above which others disturb rates.
+const BUSY: f64 = 2.0;
+
 /// What it was measured on, and how busy that was.
 pub(super) fn machine(machine: &Machine) -> String {
     let Machine {
@@ -100,9 +127,14 @@ pub(super) fn machine(machine: &Machine) -> String {
         processors,
         load: [before, after],
     } = machine;
+    let warning = if *before > BUSY {
+        " (busy: rates mean little, processor time does)"
+    } else {
+        ""
+    };
     format!(
         "Linux {kernel}, {processor}, {processors} processors; load {before:.2} before, {after:.2} \
-         after"
+         after{warning}"
     )
 }
 

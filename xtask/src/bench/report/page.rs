@@ -203,6 +203,8 @@ fn circumstances(figures: &Figures) -> String {
         )),
         command,
         list(&how.map(str::to_owned)),
+        "<h3>What clients do</h3>\n".to_owned(),
+        list(&names::MEASURES.map(str::to_owned)),
         "<h3>What is not shown</h3>\n".to_owned(),
         list(&not_shown.map(str::to_owned)),
     ];

@@ -98,7 +98,7 @@ impl Pivot<'_> {
         }
         let mut header = vec!["from", self.what, "Services"];
         header.extend(self.columns.iter().map(|series| series.short()));
-        Table::new(self.title, self.note, 3, &header, rows)
+        Table::new(self.title, self.note, 2, &header, rows)
     }
 
     /// Nothing if nobody but a node without a proxy has something to tell.
@@ -118,7 +118,7 @@ impl Pivot<'_> {
             .filter(|(series, _)| **series != series::NO_PROXY)
             .any(|(_, cell)| cell.is_some());
         let names = [
-            names::place(place).to_owned(),
+            names::place_in_table(place).to_owned(),
             names::measure(measure).to_owned(),
             names::services(services),
         ];
@@ -147,7 +147,7 @@ pub(super) fn absolute(figures: &Figures) -> Table {
     let row = |traffic: &Traffic| {
         let Case { place, measure, .. } = traffic.case;
         vec![
-            names::place(place).to_owned(),
+            names::place_in_table(place).to_owned(),
             names::measure(measure).to_owned(),
             names::rate(measure, traffic.rate.median),
             format!(
@@ -208,9 +208,13 @@ pub(super) fn beside(figures: &Figures, form: Form) -> Table {
 }
 
 /// How long operations took.
-pub(super) fn latency(figures: &Figures) -> Table {
+pub(super) fn latency(figures: &Figures, form: Form) -> Table {
+    let (title, shown) = match form {
+        Form::Terminal => ("Latency, p50 / p99 in µs", 2),
+        Form::Markdown => ("Latency, p50 / p99 / p99.9 in µs", 3),
+    };
     let table = Pivot {
-        title: "Latency, p50 / p99 / p99.9 in µs",
+        title,
         note: "",
         measures: &REQUESTS,
         columns: &series::ALL,
@@ -219,7 +223,9 @@ pub(super) fn latency(figures: &Figures) -> Table {
     table.table(figures, |traffic| {
         let latency = traffic.latency?;
         let times = [latency.p50_ns, latency.p99_ns, latency.p999_ns];
-        Some(times.map(|ns| number::short(ns / 1e3)).join(" / "))
+        let times = times.into_iter().take(shown);
+        let times: Vec<String> = times.map(|ns| number::short(ns / 1e3)).collect();
+        Some(times.join(" / "))
     })
 }
 
@@ -327,7 +333,7 @@ mod tests {
         let text = rates(&sample::full(), Form::Terminal)
             .text(Form::Markdown)
             .unwrap();
-        let line = "| a pod | TCP bulk | 30,000 | 0.990 | 0.960 | 0.900 | 0.300 | 0.450 |";
+        let line = "| pod | TCP bulk | 30,000 | 0.990 | 0.960 | 0.900 | 0.300 | 0.450 |";
         assert!(text.contains(line), "{text}");
         assert!(!text.contains("5,000"), "{text}");
     }
@@ -348,7 +354,7 @@ mod tests {
         for table in [
             connections(&figures, Form::Terminal),
             rates(&figures, Form::Terminal),
-            latency(&figures),
+            latency(&figures, Form::Terminal),
             calls(&figures),
             program_calls(&figures),
             nodes(&figures),

@@ -33,7 +33,7 @@ fn rest(figures: &Figures, form: Form) -> Vec<Table> {
     let mut all = vec![
         tables::rates(figures, form),
         tables::cpu(figures, form),
-        tables::latency(figures),
+        tables::latency(figures, form),
         tables::absolute(figures),
         tables::to_pod(figures, form),
         tables::beside(figures, form),
@@ -96,5 +96,13 @@ mod tests {
         let expected = "## Results\n\n2026-01-31: `cargo xtask bench`. Linux 6.18.44, Fast One, 2 \
                         processors; load 0.10 before, 0.20 after. IPv4, 40 rounds, turns of 30 ms.";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_busy_machine_is_said_to_be_one() {
+        let mut figures = sample::empty();
+        assert!(!text(&figures, Form::Terminal).contains("busy"));
+        figures.machine.load = [2.5, 1.0];
+        assert!(text(&figures, Form::Terminal).contains("(busy: rates mean little"));
     }
 }
