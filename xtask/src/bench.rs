@@ -133,7 +133,7 @@ impl Args {
 
     fn settings(&self) -> Settings {
         let (default, turn, budget): (&[u32], _, _) = if self.quick {
-            (&[10, 1_000], 15, 25)
+            (&[10, 1_000], 15, 20)
         } else {
             (&[10, 1_000, 5_000, 30_000], 20, 300)
         };

@@ -224,7 +224,13 @@ pub(in super::super) async fn serve(
     let mut guests: BTreeMap<(IpAddr, u16), Association> = BTreeMap::new();
     let mut buffer = vec![0; MESSAGE];
     loop {
-        match tokio::time::timeout(RESEND, socket.recv_from(&mut buffer)).await {
+        // Without guests nothing is to be sent again, and nobody need wake up for it.
+        let patience = if guests.is_empty() {
+            Duration::MAX
+        } else {
+            RESEND
+        };
+        match tokio::time::timeout(patience, socket.recv_from(&mut buffer)).await {
             Err(_elapsed) => {
                 for ((guest, _), association) in &guests {
                     send_all(&socket, association.due(), *guest).await;
