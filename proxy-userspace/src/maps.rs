@@ -1,5 +1,6 @@
 //! The pinned maps as user space sees them.
 
+mod batch;
 mod kinds;
 mod node;
 mod services;

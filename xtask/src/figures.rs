@@ -32,6 +32,8 @@ pub struct Figures {
     pub programs: Vec<Program>,
     /// What changes of the cluster cost; nothing if that was not measured.
     pub control: Option<Control>,
+    /// What the real kube-proxy's control plane needed elsewhere, beside [`Self::control`].
+    pub peers: Vec<Peer>,
 }
 
 /// A machine, without its name.
@@ -98,7 +100,8 @@ pub enum Place {
     Node,
     /// Beyond the node's device; dials a NodePort with a backend on the node.
     OutsideToLocal,
-    /// The same with a backend on another node.
+    /// The same with a backend on another node. Without a Service the backend is dialled by its
+    /// address, and its packets take the same way by the node, there and back.
     OutsideToRemote,
 }
 
@@ -188,7 +191,7 @@ pub struct Traffic {
     pub to_pod: Option<Comparison>,
 }
 
-/// How long operations took at most: medians over the rounds.
+/// How long operations took at most, those of all rounds taken together.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of them.
@@ -326,4 +329,27 @@ pub struct Memory {
     pub peak_resident: u64,
     /// What the kernel accounts for its maps.
     pub maps: u64,
+}
+
+/// What the control plane of the real kube-proxy needed, measured once: medians. Its Services have
+/// five endpoints each.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Which mode of kube-proxy's, and flavour of iptables.
+    pub mode: Proxy,
+    /// How many Services.
+    pub services: u32,
+    /// From the start of the process to the last rule of all endpoints, in seconds.
+    pub start_s: f64,
+    /// One endpoint of one Service replaced, from the API call to the last commit of rules, in
+    /// milliseconds.
+    pub change_ms: f64,
+    /// What is resident of the process once it has started, in MiB.
+    pub resident_mib_after_start: f64,
+    /// The same after ten changes, in MiB.
+    pub resident_mib_after_changes: f64,
+    /// kube-proxy's version.
+    pub version: String,
+    /// What it was measured on.
+    pub machine: String,
 }

@@ -168,7 +168,7 @@ mod tests {
     fn of_a_real_table_only_base_chains_and_the_kubelets_are_left() {
         let file = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/tests/data/kube-proxy-iptables-100.txt.gz"
+            "/../xtask/data/kube-proxy/iptables-100.txt.gz"
         );
         let output = std::process::Command::new("zcat").arg(file).output();
         let text = String::from_utf8(output.unwrap().stdout).unwrap();

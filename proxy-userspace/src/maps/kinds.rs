@@ -1,12 +1,15 @@
 //! The kinds of maps, typed, with failures that name the map.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::sys::SyscallError;
 use bytemuck::Pod;
 
+use super::batch;
 use crate::loader::pins::Pins;
 use crate::loader::sizes;
 
@@ -297,6 +300,8 @@ impl<K: Pod, V: Pod> Trie<K, V> {
 pub struct List<V: Pod> {
     name: &'static str,
     map: Array<MapData, Raw<V>>,
+    /// The same map: aya keeps its own to itself.
+    fd: OwnedFd,
 }
 
 impl<V: Pod> List<V> {
@@ -313,10 +318,14 @@ impl<V: Pod> List<V> {
     /// # Errors
     /// If it is not there or of another shape.
     pub fn open_at(path: &Path, name: &'static str) -> Result<Self, MapFailure> {
-        let (map, _) = open(path, name)?;
+        let data = MapData::from_pin(path).map_err(failed(name, "open"))?;
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| failed(name, "open")(error.into()))?;
+        let map = Map::from_map_data(data).map_err(failed(name, "open"))?;
         Ok(Self {
             name,
             map: Array::try_from(map).map_err(failed(name, "open"))?,
+            fd,
         })
     }
 
@@ -344,6 +353,17 @@ impl<V: Pod> List<V> {
         self.map
             .set(index, Raw(*value), 0)
             .map_err(failed(self.name, "update"))
+    }
+
+    /// Sets the entries from `first` on, by one call of the kernel.
+    ///
+    /// # Errors
+    /// If one of them does not exist; others may be set then.
+    pub fn set_all(&mut self, first: u32, values: &[V]) -> Result<(), MapFailure> {
+        batch::set(self.fd.as_fd(), first, values).map_err(|io_error| {
+            let call = "bpf_map_update_batch";
+            failed(self.name, "update")(SyscallError { call, io_error }.into())
+        })
     }
 }
 

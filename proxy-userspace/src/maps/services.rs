@@ -101,9 +101,7 @@ impl Target for Maps {
                 self.services.insert(id, name)
             }
             Write::Backend { id, backend } => self.backends.set(*id, backend),
-            Write::Slots { first, ids } => (*first..)
-                .zip(ids)
-                .try_for_each(|(index, id)| self.slots.set(index, id)),
+            Write::Slots { first, ids } => self.slots.set_all(*first, ids),
             Write::Frontend { key, value } => self.frontends.insert(key, value),
             Write::RemoveFrontend { key } => self.frontends.remove(key).map(drop),
             Write::RemoveService { id } => self.services.remove(id).map(drop),

@@ -93,8 +93,8 @@ impl World {
 
     /// Puts kube-proxy's rules in force.
     fn start_kube_proxy(&self) {
-        let dump =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/kube-proxy-nftables-100.txt.gz");
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../xtask/data/kube-proxy/nftables-100.txt.gz");
         let mut unpack = Command::new("sh");
         let script = "zcat \"$0\" | nft -f -";
         let _same = unpack.args(["-c", script]).arg(dump);

@@ -23,8 +23,11 @@ mod fragments;
 mod hairpin;
 mod hand_back;
 mod host_edge;
+mod kube_proxy_rules;
 mod kubernetes;
 mod load;
+#[path = "../support/loaded.rs"]
+mod loaded;
 mod loss;
 mod loss_crowd;
 mod loss_footprint;
@@ -55,5 +58,6 @@ mod two_nodes;
 mod two_nodes_world;
 mod unread;
 mod upgrade;
+mod verified;
 mod vitals;
 mod world;

@@ -167,7 +167,8 @@ fn run(testbed: &Testbed, command: Command, input: &str) {
 
 /// The rules of one file.
 fn unpacked(name: &str) -> String {
-    let file = format!("{}/tests/data/{name}.txt.gz", env!("CARGO_MANIFEST_DIR"));
+    let package = env!("CARGO_MANIFEST_DIR");
+    let file = format!("{package}/../xtask/data/kube-proxy/{name}.txt.gz");
     let output = Command::new("zcat").arg(&file).output().unwrap();
     assert!(output.status.success(), "{file}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -268,7 +269,7 @@ fn with_addresses(
 
 /// The table of the nftables mode, with NodePorts.
 fn nftables(family: Family, pods: &[Pod; 2]) -> String {
-    let text = unpacked("kube-proxy-nftables-100");
+    let text = unpacked("nftables-100");
     let (text, _) = text.split_once("table ip6 ").unwrap();
     let chains = [TCP, UDP].map(|number| {
         let service = name(text, number, "chain ", "service-");
@@ -316,7 +317,7 @@ fn nftables(family: Family, pods: &[Pod; 2]) -> String {
 
 /// The tables of the iptables mode, with NodePorts and the kubelet's other chains.
 fn iptables(family: Family, pods: &[Pod; 2]) -> String {
-    let text = unpacked("kube-proxy-iptables-100");
+    let text = unpacked("iptables-100");
     // A kernel may have no such counters.
     let text = text.replace(
         "-m nfacct --nfacct-name  ct_state_invalid_dropped_pkts ",

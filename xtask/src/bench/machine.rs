@@ -3,34 +3,24 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use xtask::figures::Machine;
 
-/// A machine, without its name.
-pub(super) struct Machine {
-    /// Release of the kernel, without whose build it is.
-    pub(super) kernel: String,
-    /// What the processor calls itself.
-    pub(super) processor: String,
-    /// Processors that are online.
-    pub(super) processors: usize,
-}
-
-impl Machine {
-    /// This machine.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub(super) fn this() -> Result<Self> {
-        let file = "/proc/cpuinfo";
-        let cpuinfo = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-        let uname = nix::sys::utsname::uname().context("ask for the kernel's release")?;
-        Ok(Self {
-            kernel: version(&uname.release().to_string_lossy()).to_owned(),
-            processor: model(&cpuinfo).unwrap_or("unknown").to_owned(),
-            processors: std::thread::available_parallelism()
-                .context("count processors")?
-                .get(),
-        })
-    }
+/// This machine, after measuring; its load before is given.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(super) fn this(load_before: f64) -> Result<Machine> {
+    let file = "/proc/cpuinfo";
+    let cpuinfo = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    let uname = nix::sys::utsname::uname().context("ask for the kernel's release")?;
+    Ok(Machine {
+        kernel: version(&uname.release().to_string_lossy()).to_owned(),
+        processor: model(&cpuinfo).unwrap_or("unknown").to_owned(),
+        processors: std::thread::available_parallelism()
+            .context("count processors")?
+            .get(),
+        load: [load_before, load()?],
+    })
 }
 
 fn version(release: &str) -> &str {

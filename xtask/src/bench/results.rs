@@ -1,94 +1,16 @@
 //! What the samples of all rounds say. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::cluster::{Place, Way};
-use super::measure::{Measure, Sample};
-use super::programs::Calls;
-use super::statistics::Spread;
+use xtask::figures::{Case, Comparison, Latency, Proxy, Traffic, Way};
 
-/// What one client does in one way, again in every round.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Case {
-    /// Where the client is.
-    pub(super) place: Place,
-    /// What it does.
-    pub(super) measure: Measure,
-    /// Services on its node; `None`: no Beeline.
-    pub(super) services: Option<u32>,
-    /// How it gets to a pod.
-    pub(super) way: Way,
-}
+use super::measure::Sample;
+use super::statistics::{quantile, spread};
 
-impl Case {
-    /// The same by another way on the same node.
-    pub(super) fn by(self, way: Way) -> Self {
-        Self { way, ..self }
-    }
-
-    /// The same without a Service.
-    fn direct(self) -> Self {
-        let way = match self.way {
-            Way::Bare => Way::Bare,
-            Way::Direct | Way::SocketEdge | Way::PacketEdge => Way::Direct,
-        };
-        self.by(way)
-    }
-
-    /// The same without Beeline.
-    fn bare(self) -> Self {
-        Self {
-            services: None,
-            way: Way::Bare,
-            ..self
-        }
-    }
-}
-
-/// Samples by case, one of each round, and calls of programs by case.
+/// Samples by case, one of each round.
 #[derive(Default)]
 pub(super) struct Results {
     samples: BTreeMap<Case, Vec<Sample>>,
-    calls: BTreeMap<Case, ProgramCalls>,
-}
-
-/// Calls of each program while something was done so many times.
-pub(super) struct ProgramCalls {
-    /// How often it was done.
-    pub(super) operations: u64,
-    /// By the program's name.
-    pub(super) calls: BTreeMap<String, Calls>,
-}
-
-/// What a case's samples come to.
-pub(super) struct Summary {
-    /// Which case.
-    pub(super) case: Case,
-    /// Operations a second.
-    pub(super) rate: Spread,
-    /// Nanoseconds an operation, by the clock.
-    pub(super) time: Spread,
-    /// Nanoseconds of processor time an operation, of client, kernel and server together.
-    pub(super) used: Spread,
-    /// Medians over the rounds of what half of the operations, and 99 of 100, took at most; in
-    /// nanoseconds.
-    pub(super) latency: Option<(f64, f64)>,
-    /// Against the way without a Service.
-    pub(super) to_direct: Comparison,
-    /// Against the node without Beeline.
-    pub(super) to_bare: Comparison,
-}
-
-/// One case against another, round by round.
-pub(super) struct Comparison {
-    /// The rate, as a part of the other's.
-    pub(super) rate: Spread,
-    /// The processor time of an operation, as a part of the other's.
-    pub(super) used: Spread,
-    /// Nanoseconds more an operation, by the clock.
-    pub(super) added: Spread,
-    /// Nanoseconds of processor time more an operation.
-    pub(super) added_used: Spread,
 }
 
 impl Results {
@@ -97,78 +19,75 @@ impl Results {
         self.samples.entry(case).or_default().push(sample);
     }
 
-    /// Adds the calls of programs in a case.
-    pub(super) fn add_calls(&mut self, case: Case, calls: ProgramCalls) {
-        self.calls.insert(case, calls);
-    }
-
-    /// All cases with calls of programs.
-    pub(super) fn calls(&self) -> impl Iterator<Item = (&Case, &ProgramCalls)> {
-        self.calls.iter()
-    }
-
-    /// The calls of programs in a case.
-    pub(super) fn calls_in(&self, case: Case) -> Option<&ProgramCalls> {
-        self.calls.get(&case)
-    }
-
-    /// All numbers of Services, in order.
-    pub(super) fn services(&self) -> BTreeSet<u32> {
-        self.samples
-            .keys()
-            .filter_map(|case| case.services)
-            .collect()
+    /// Forgets a case, which failed.
+    pub(super) fn remove(&mut self, case: Case) {
+        drop(self.samples.remove(&case));
     }
 
     /// What all cases come to.
-    pub(super) fn summaries(&self) -> Vec<Summary> {
-        let cases = self.samples.keys();
-        cases.filter_map(|&case| self.summary(case)).collect()
+    pub(super) fn traffic(&self) -> Vec<Traffic> {
+        let cases = self.samples.iter();
+        cases
+            .filter_map(|(&case, samples)| self.summary(case, samples))
+            .collect()
     }
 
-    /// What a case comes to; `None` if it was not measured, or what it is compared with was not.
-    pub(super) fn summary(&self, case: Case) -> Option<Summary> {
-        let samples = self.samples.get(&case)?;
-        let times = samples.iter().map(Sample::time);
-        let latencies = || samples.iter().filter_map(|sample| sample.latency);
-        let half = Spread::of(latencies().map(|(half, _)| half));
-        let most = Spread::of(latencies().map(|(_, most)| most));
-        Some(Summary {
+    fn summary(&self, case: Case, samples: &[Sample]) -> Option<Traffic> {
+        let direct = Case {
+            proxy: Proxy::Direct,
+            services: None,
+            way: Way::Pod,
+            ..case
+        };
+        let pod = Case {
+            way: Way::Pod,
+            ..case
+        };
+        Some(Traffic {
             case,
-            rate: Spread::of(times.clone().map(|time| 1e9 / time))?,
-            time: Spread::of(times)?,
-            used: Spread::of(samples.iter().map(Sample::used))?,
-            latency: half
-                .zip(most)
-                .map(|(half, most)| (half.median, most.median)),
-            to_direct: self.compare(samples, case.direct())?,
-            to_bare: self.compare(samples, case.bare())?,
+            rate: spread(samples.iter().map(Sample::rate))?,
+            cpu_ns: spread(samples.iter().map(Sample::cpu))?,
+            latency: latency(samples),
+            to_direct: self.compare(case, samples, direct),
+            to_pod: self.compare(case, samples, pod),
         })
     }
 
-    fn compare(&self, samples: &[Sample], with: Case) -> Option<Comparison> {
-        let others = self.samples.get(&with)?;
+    /// Compares samples with another case's; `None` if that is the same case, or was not measured.
+    fn compare(&self, case: Case, samples: &[Sample], with: Case) -> Option<Comparison> {
+        let others = self.samples.get(&with).filter(|_| with != case)?;
         let paired = |value: fn(&Sample) -> f64, combine: fn(f64, f64) -> f64| {
             let pairs = samples.iter().zip(others);
-            Spread::of(pairs.map(|(ours, theirs)| combine(value(ours), value(theirs))))
+            spread(pairs.map(|(ours, theirs)| combine(value(ours), value(theirs))))
         };
         Some(Comparison {
-            rate: paired(Sample::time, |ours, theirs| theirs / ours)?,
-            used: paired(Sample::used, |ours, theirs| ours / theirs)?,
-            added: paired(Sample::time, |ours, theirs| ours - theirs)?,
-            added_used: paired(Sample::used, |ours, theirs| ours - theirs)?,
+            rate: paired(Sample::rate, |ours, theirs| ours / theirs)?,
+            cpu: paired(Sample::cpu, |ours, theirs| ours / theirs)?,
+            added_cpu_ns: paired(Sample::cpu, |ours, theirs| ours - theirs)?,
         })
     }
 }
 
+/// Of all operations of all rounds.
+fn latency(samples: &[Sample]) -> Option<Latency> {
+    let all = samples.iter().flat_map(|sample| &sample.latencies);
+    let mut all: Vec<f64> = all.copied().map(f64::from).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    Some(Latency {
+        p50_ns: quantile(&all, 0.5)?,
+        p99_ns: quantile(&all, 0.99)?,
+        p999_ns: quantile(&all, 0.999)?,
+    })
+}
+
 impl Sample {
-    /// Nanoseconds an operation, by the clock.
-    fn time(&self) -> f64 {
-        self.elapsed.as_nanos() as f64 / self.operations as f64
+    /// Operations a second.
+    fn rate(&self) -> f64 {
+        self.operations as f64 / self.elapsed.as_secs_f64()
     }
 
     /// Nanoseconds of processor time an operation.
-    fn used(&self) -> f64 {
+    fn cpu(&self) -> f64 {
         self.used.as_nanos() as f64 / self.operations as f64
     }
 }
@@ -177,66 +96,79 @@ impl Sample {
 mod tests {
     use std::time::Duration;
 
+    use xtask::figures::{Measure, Place};
+
     use super::*;
 
-    fn case(services: Option<u32>, way: Way) -> Case {
+    type Node = (Proxy, Option<u32>, Way);
+
+    const DIRECT: Node = (Proxy::Direct, None, Way::Pod);
+    const BY_POD: Node = (Proxy::Beeline, Some(10), Way::Pod);
+    const BY_SERVICE: Node = (Proxy::Beeline, Some(10), Way::SocketEdge);
+
+    fn case((proxy, services, way): Node) -> Case {
         Case {
             place: Place::Pod,
             measure: Measure::TcpConnection,
+            proxy,
             services,
             way,
         }
     }
 
-    fn sample(operations: u64, used: Duration) -> Sample {
-        Sample {
-            operations,
-            warm_up: 0,
-            elapsed: Duration::from_secs(1),
-            used,
-            latency: Some((operations as f64, 10.0 * operations as f64)),
-        }
-    }
-
-    #[test]
-    fn each_case_is_compared_with_the_same_round_of_its_own_node() {
+    /// The second round met a machine half as fast, the third one a quarter as fast.
+    fn results() -> Results {
         let mut results = Results::default();
-        let half = Duration::from_millis(500);
-        // The second round met a machine half as fast, the third one a quarter as fast.
         for slowdown in [1, 2, 4] {
-            for (services, way, rate) in [
-                (None, Way::Bare, 2_000),
-                (Some(10), Way::Direct, 1_600),
-                (Some(10), Way::SocketEdge, 1_200),
-                (Some(30_000), Way::Direct, 1_000),
-                (Some(30_000), Way::SocketEdge, 1_000),
-            ] {
-                results.add(case(services, way), sample(rate / slowdown, half));
+            for (node, rate) in [(DIRECT, 2_000), (BY_POD, 1_600), (BY_SERVICE, 1_200)] {
+                let sample = Sample {
+                    operations: rate / slowdown,
+                    warm_up: 0,
+                    elapsed: Duration::from_secs(1),
+                    used: Duration::from_millis(600),
+                    latencies: vec![1e9 / (rate / slowdown) as f32],
+                };
+                results.add(case(node), sample);
             }
         }
-        let summary = |services, way| results.summary(case(services, way)).unwrap();
-        let few = summary(Some(10), Way::SocketEdge);
-        assert_eq!(few.rate.median, 600.0);
-        assert_eq!(few.to_direct.rate.median, 0.75);
-        assert_eq!((few.to_bare.rate.low, few.to_bare.rate.high), (0.6, 0.6));
-        assert_eq!(few.latency, Some((600.0, 6_000.0)));
-        let many = summary(Some(30_000), Way::SocketEdge);
-        assert_eq!(many.to_direct.rate.median, 1.0);
-        assert_eq!(many.to_direct.added.median, 0.0);
-        let direct = summary(Some(30_000), Way::Direct);
-        assert_eq!(direct.to_direct.rate.median, 1.0);
-        assert_eq!(direct.to_bare.added.median, 1_000_000.0);
-        assert_eq!(direct.to_bare.added_used.median, 500_000.0);
-        assert_eq!(summary(None, Way::Bare).to_bare.used.median, 1.0);
-        assert_eq!(results.services(), BTreeSet::from([10, 30_000]));
-        assert_eq!(results.summaries().len(), 5);
+        results
+    }
+
+    fn traffic(of: &Results, node: Node) -> Traffic {
+        let all = of.traffic();
+        let found = all.into_iter().find(|each| each.case == case(node));
+        found.unwrap()
     }
 
     #[test]
-    fn what_has_nothing_to_be_compared_with_has_no_summary() {
-        let mut results = Results::default();
-        let used = Duration::from_secs(1);
-        results.add(case(Some(10), Way::SocketEdge), sample(1, used));
-        assert!(results.summary(case(Some(10), Way::SocketEdge)).is_none());
+    fn each_case_is_compared_with_the_same_round() {
+        let results = results();
+        let service = traffic(&results, BY_SERVICE);
+        assert_eq!((service.rate.low, service.rate.median), (450.0, 600.0));
+        assert_eq!(service.cpu_ns.median, 1e6);
+        let to_pod = service.to_pod.unwrap();
+        assert_eq!((to_pod.rate.low, to_pod.rate.high), (0.75, 0.75));
+        let to_direct = service.to_direct.unwrap();
+        assert_eq!((to_direct.rate.low, to_direct.rate.high), (0.6, 0.6));
+        assert_eq!(to_direct.added_cpu_ns.median, 400_000.0);
+        assert_eq!(results.traffic().len(), 3);
+    }
+
+    #[test]
+    fn nothing_is_compared_with_itself_or_with_what_failed() {
+        let mut results = results();
+        let pod = traffic(&results, BY_POD);
+        assert!(pod.to_direct.is_some() && pod.to_pod.is_none());
+        let direct = traffic(&results, DIRECT);
+        assert!(direct.to_direct.is_none() && direct.to_pod.is_none());
+        results.remove(case(BY_POD));
+        assert!(traffic(&results, BY_SERVICE).to_pod.is_none());
+    }
+
+    #[test]
+    fn latencies_are_those_of_all_rounds() {
+        let latency = traffic(&results(), BY_SERVICE).latency.unwrap();
+        assert!((latency.p50_ns - 1_666_666.6).abs() < 1.0);
+        assert!(latency.p999_ns > latency.p99_ns && latency.p99_ns > 3_000_000.0);
     }
 }

@@ -1,27 +1,16 @@
 //! Plain statistics of repeated measurements. Pure.
 
-/// Median and quartiles.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Spread {
-    /// A quarter of the values is below.
-    pub(super) low: f64,
-    /// Half of the values is below.
-    pub(super) median: f64,
-    /// A quarter of the values is above.
-    pub(super) high: f64,
-}
+use xtask::figures::Spread;
 
-impl Spread {
-    /// Of these values; `None` if there is none.
-    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        Some(Self {
-            low: quantile(&values, 0.25)?,
-            median: quantile(&values, 0.5)?,
-            high: quantile(&values, 0.75)?,
-        })
-    }
+/// Median and quartiles of these values; `None` if there is none.
+pub(super) fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    Some(Spread {
+        low: quantile(&values, 0.25)?,
+        median: quantile(&values, 0.5)?,
+        high: quantile(&values, 0.75)?,
+    })
 }
 
 /// The value below which `share` (0 to 1) of the sorted values are, between two of them if need
@@ -68,14 +57,14 @@ mod tests {
 
     #[test]
     fn a_spread_sorts_first() {
-        let spread = Spread::of([5.0, 1.0, 3.0, 2.0, 4.0]).unwrap();
+        let of_five = spread([5.0, 1.0, 3.0, 2.0, 4.0]).unwrap();
         let expected = Spread {
             low: 2.0,
             median: 3.0,
             high: 4.0,
         };
-        assert_eq!(spread, expected);
-        assert_eq!(Spread::of([]), None);
+        assert_eq!(of_five, expected);
+        assert_eq!(spread([]), None);
     }
 
     #[test]

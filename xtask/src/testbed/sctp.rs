@@ -21,6 +21,12 @@ pub fn kernel_has_sctp() -> bool {
     kernel_socket(Family::Ipv4).is_ok()
 }
 
+/// Whether the kernel answers SCTP packets, because somebody has used sockets of its own.
+pub fn kernel_answers() -> bool {
+    let protocols = std::fs::read_to_string("/proc/net/protocols").unwrap_or_default();
+    protocols.lines().any(|line| line.starts_with("SCTP "))
+}
+
 /// An association with a server.
 #[derive(Debug)]
 pub struct Association(Kind);
@@ -84,6 +90,21 @@ impl Association {
         }
     }
 
+    /// Makes packets with this message (up to 1,200 bytes), all alike, for a server that drops them
+    /// ([`Serve::SctpSink`](super::Serve::SctpSink)).
+    ///
+    /// # Errors
+    /// The association is the kernel's.
+    pub fn generator(&self, message: &[u8]) -> io::Result<Generator<'_>> {
+        match &self.0 {
+            Kind::Kernel(_) => Err(io::ErrorKind::Unsupported.into()),
+            Kind::Raw(client) => {
+                let (socket, packet) = client.generator(message)?;
+                Ok(Generator { socket, packet })
+            }
+        }
+    }
+
     /// Ends the association, with the other side's consent.
     ///
     /// # Errors
@@ -105,6 +126,23 @@ impl Association {
     }
 }
 
+/// Sends one packet of an association again and again.
+#[derive(Debug)]
+pub struct Generator<'a> {
+    socket: &'a UdpSocket,
+    packet: Vec<u8>,
+}
+
+impl Generator<'_> {
+    /// Sends the packet once.
+    ///
+    /// # Errors
+    /// The kernel refuses, or an ICMP error has come back.
+    pub fn send(&self) -> io::Result<()> {
+        self.socket.send(&self.packet).map(|_| ())
+    }
+}
+
 /// A server that answers each message with one that starts with the server's name.
 #[derive(Debug)]
 pub(super) enum Listener {
@@ -113,6 +151,13 @@ pub(super) enum Listener {
 }
 
 impl Listener {
+    /// Binds a raw socket, which sees no packet that begins with data.
+    pub(super) fn bind_sink(address: SocketAddr) -> io::Result<raw::Socket> {
+        let socket = raw::Socket::bind(address)?;
+        socket.drop_data()?;
+        Ok(socket)
+    }
+
     /// Binds an address. The kernel's socket is non-blocking.
     pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
         if !kernel_has_sctp() {

@@ -30,6 +30,9 @@ pub enum Serve {
     Dns,
     /// SCTP: each message comes back behind the pod's name and a line feed.
     Sctp,
+    /// SCTP over raw sockets: associations are opened and closed, data is dropped as it arrives.
+    /// Where the kernel has SCTP, it answers too, and no association comes about.
+    SctpSink,
 }
 
 /// A running server. Dropping it stops it and closes all its connections.
@@ -160,6 +163,10 @@ async fn listen(
             let answer =
                 move |datagram: &[u8], client| dns::answer(datagram, &name.told_to(client));
             tasks.spawn(datagrams(UdpSocket::bind(address).await?, answer));
+        }
+        Serve::SctpSink => {
+            let socket = sctp::Listener::bind_sink(address)?;
+            tasks.spawn(sctp::serve_raw(socket, |_, _| Vec::new()));
         }
         Serve::Sctp => match sctp::Listener::bind(address)? {
             sctp::Listener::Kernel(listener) => {

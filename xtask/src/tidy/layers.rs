@@ -69,6 +69,8 @@ const RULES: [Rule; 5] = [
             "proxy-ebpf/src/maps",
             // `Raw`, which makes every bytemuck type one of aya's.
             "proxy-userspace/src/maps/kinds",
+            // A request of bpf(2) that aya does not make for arrays.
+            "proxy-userspace/src/maps/batch",
             // Requests of bpf(2) that aya does not make for programs of cgroups.
             "proxy-userspace/src/loader/cgroup/syscall",
             // Socket options for rules of iptables-legacy, which no crate has.

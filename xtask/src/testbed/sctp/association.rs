@@ -107,6 +107,16 @@ impl Association {
         }
     }
 
+    /// A packet with a message of one piece, as it would be sent next.
+    pub(super) fn packet_of(&self, message: &[u8]) -> Packet {
+        self.packet(vec![Chunk::Data {
+            tsn: self.next_tsn,
+            begins: true,
+            ends: true,
+            payload: message.to_vec(),
+        }])
+    }
+
     /// Ends it.
     pub(super) fn close(&mut self) {
         self.state = State::Closing;

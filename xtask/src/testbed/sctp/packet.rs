@@ -3,7 +3,9 @@
 use super::crc32c::crc32c;
 
 /// Length of the common header.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
+/// Type of a chunk of data.
+pub(super) const DATA: u32 = 0;
 /// Where its checksum stands.
 const CHECKSUM: std::ops::Range<usize> = 8..12;
 /// Length of the header of a chunk.

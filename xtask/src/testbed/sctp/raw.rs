@@ -7,14 +7,22 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::abi::Family;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Type};
 
 use super::MESSAGE;
 use super::association::{Answer, Association, Door, State};
-use super::packet::{Packet, Unusable};
+use super::packet::{DATA, HEADER, Packet, Unusable};
 
 /// After this long without an answer a packet is sent again.
 const RESEND: Duration = Duration::from_millis(300);
+
+// Instructions of classic BPF: index = 4 * (low half of byte k); index = k; a = byte [index + k];
+// skip the next instruction unless a == k; return k, the number of bytes to keep.
+const BPF_LDX_MSH: u16 = (libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH) as u16;
+const BPF_LDX_IMM: u16 = (libc::BPF_LDX | libc::BPF_W | libc::BPF_IMM) as u16;
+const BPF_LD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_IND) as u16;
+const BPF_JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const BPF_RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
 /// A raw socket for SCTP packets of one family. It sees everybody's: who reads has to look
 /// whom a packet is for. The library's UDP sockets do all that is needed of a raw one.
@@ -46,6 +54,23 @@ impl Socket {
             Family::Ipv6 => setsockopt(&self.socket, sockopt::Ipv6RecvErr, &true)?,
         }
         Ok(())
+    }
+
+    /// Lets nobody read packets that begin with data: they arrive, and that is all.
+    pub(in super::super) fn drop_data(&self) -> io::Result<()> {
+        // An IPv4 packet is seen with its header, whose length is a number of words in its first
+        // byte, an IPv6 one without.
+        let to_header = match Family::of(self.address.ip()) {
+            Family::Ipv4 => SockFilter::new(BPF_LDX_MSH, 0, 0, 0),
+            Family::Ipv6 => SockFilter::new(BPF_LDX_IMM, 0, 0, 0),
+        };
+        SockRef::from(&self.socket).attach_filter(&[
+            to_header,
+            SockFilter::new(BPF_LD_BYTE, 0, 0, HEADER as u32),
+            SockFilter::new(BPF_JUMP_IF_EQUAL, 0, 1, DATA),
+            SockFilter::new(BPF_RETURN, 0, 0, 0),
+            SockFilter::new(BPF_RETURN, 0, 0, u32::MAX),
+        ])
     }
 
     fn send(&self, packet: &Packet, to: IpAddr) -> io::Result<()> {
@@ -107,6 +132,13 @@ impl Client {
             answer.is_some() && association.is_confirmed()
         })?;
         answer.ok_or_else(|| ErrorKind::TimedOut.into())
+    }
+
+    /// The socket, connected to the server, and a packet with this message for it.
+    pub(super) fn generator(&self, message: &[u8]) -> io::Result<(&UdpSocket, Vec<u8>)> {
+        let socket = &self.socket.socket;
+        socket.connect(without_port(self.server))?;
+        Ok((socket, self.association.packet_of(message).to_bytes()))
     }
 
     pub(super) fn close(&mut self) -> io::Result<()> {
@@ -192,7 +224,13 @@ pub(in super::super) async fn serve(
     let mut guests: BTreeMap<(IpAddr, u16), Association> = BTreeMap::new();
     let mut buffer = vec![0; MESSAGE];
     loop {
-        match tokio::time::timeout(RESEND, socket.recv_from(&mut buffer)).await {
+        // Without guests nothing is to be sent again, and nobody need wake up for it.
+        let patience = if guests.is_empty() {
+            Duration::MAX
+        } else {
+            RESEND
+        };
+        match tokio::time::timeout(patience, socket.recv_from(&mut buffer)).await {
             Err(_elapsed) => {
                 for ((guest, _), association) in &guests {
                     send_all(&socket, association.due(), *guest).await;
