@@ -9,7 +9,8 @@
 //! of all rounds is the cost without disturbance.
 //!
 //! - `not IP`: a frame that is left alone at once, the cost of running a program at all.
-//! - `direct`: a packet in mid-flow, to no Service and without a record; it is left alone.
+//! - `direct`: a packet in mid-flow, to no Service and without a record; it is left alone. A pod that
+//!   has flows by its packets (`direct, pod with flows`) is looked up among all flows.
 //! - `established`: a packet of a flow that has a record, rewritten.
 //! - `first`: the packet that opens a flow through a ClusterIP with one endpoint: frontend, choice,
 //!   two records, rewriting. A test run keeps the rewritten packet for the next one, so each
@@ -218,7 +219,19 @@ fn cases(maps: &mut Maps) -> Result<Vec<Case>> {
                     protocol,
                 };
                 let pass = Verdict::Pass(Pass::NoService);
-                cases.push(of.case("direct", pass, &more(protocol, client, other)));
+                let (to_other, to_client) =
+                    (more(protocol, client, other), more(protocol, other, client));
+                // At a pod's device the pod is the sender, or the receiver.
+                let (without, with) = match site.side {
+                    Side::Ingress => (&to_client, &to_other),
+                    Side::Egress => (&to_other, &to_client),
+                };
+                if site.program.starts_with("pod") {
+                    cases.push(of.case("direct", pass, without));
+                    cases.push(of.case("direct, pod with flows", pass, with));
+                } else {
+                    cases.push(of.case("direct", pass, &to_other));
+                }
                 let hit = more(protocol, client, frontend);
                 maps.remember(&hit, site.side, frontend.parse()?, backend.parse()?, id)?;
                 let known = if site.program == "pod_egress" {
@@ -324,6 +337,7 @@ struct Maps {
     settings: Array<MapData, Raw<Settings>>,
     shifts: Array<MapData, u32>,
     flows: HashMap<MapData, Raw<FlowKey>, Raw<Flow>>,
+    pod_flows: Array<MapData, u32>,
     outcomes: PerCpuArray<MapData, u64>,
 }
 
@@ -340,6 +354,7 @@ impl Maps {
             settings: take(bpf, "SETTINGS")?,
             shifts: take(bpf, "CRC_SHIFTS")?,
             flows: take(bpf, "FLOWS")?,
+            pod_flows: take(bpf, "POD_FLOWS")?,
             outcomes: take(bpf, "OUTCOMES")?,
         })
     }
@@ -365,7 +380,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Enters the records that make every run a hit: a test run keeps the rewritten packet for the
+    /// Enters the records that make every run a hit, and notes that there are some: a test run keeps the rewritten packet for the
     /// next one, so a second record leads back from the backend's address to the frontend's.
     fn remember(
         &mut self,
@@ -385,8 +400,14 @@ impl Maps {
             dst_port: Port::new(dst.port()),
         };
         for (at, next) in [(frontend, backend), (backend, frontend)] {
+            let tuple = to(at);
+            let pod = match side {
+                Side::Ingress => tuple.src,
+                Side::Egress => tuple.dst,
+            };
+            self.pod_flows.set(pod.pod_slot(), 1, 0)?;
             let key = FlowKey {
-                tuple: to(at),
+                tuple,
                 protocol: frame.protocol.number(),
                 side: side as u8,
                 _pad: 0,
