@@ -1,9 +1,9 @@
 //! Beeline takes over from kube-proxy under load, and loses nothing.
 //!
-//! The rules are kube-proxy's own: see `take_over_rules`.
+//! The rules are like kube-proxy's own: see `take_over_rules`.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy_common::abi::Family;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::cluster::beeline;
 use crate::loss_crowd::expect_no_loss;
 use crate::socket_world::until;
 use crate::take_over_rules::{
-    Mode, TARGET_PORT, TCP, UDP, counted, node_port, tables, without_kube_proxys,
+    Mode, TARGET_PORT, TCP, UDP, cluster_ip, counted, node_port, tables, without_kube_proxys,
 };
 
 /// Long enough for UDP flows to count as streams, and for every client to have said something.
@@ -121,7 +121,7 @@ impl World {
     pub(crate) fn streams(&self) -> Vec<Stream> {
         let mut streams = Vec::new();
         for family in Family::ALL {
-            let ip = |number| (cluster_ip(family, number), 80);
+            let ip = |number| (cluster_ip(family, number).to_string(), 80);
             let at_node = |number| match family {
                 Family::Ipv4 => (NODE_IPV4.to_string(), node_port(number)),
                 Family::Ipv6 => (NODE_IPV6.to_string(), node_port(number)),
@@ -193,8 +193,10 @@ impl World {
         }
         if self.mode != Mode::Nftables {
             let chains: u64 = tables.iter().map(|it| it["chains"].as_u64().unwrap()).sum();
-            // Of each family: 607 in `nat` and two for NodePorts, six in `filter`, one in `mangle`.
-            assert_eq!(chains, 2 * (609 + 6 + 1), "{done}");
+            // Of each family: in `nat` five, one for each Service and each endpoint, and two for
+            // NodePorts; six in `filter`, one in `mangle`.
+            let nat = 5 + 100 + (98 * 5 + 2 * 2) + 2;
+            assert_eq!(chains, 2 * (nat + 6 + 1), "{done}");
         }
     }
 
@@ -205,13 +207,6 @@ impl World {
         let mut command = Command::new(program);
         command.arg("1000");
         self.testbed.start(self.node(), command).unwrap()
-    }
-}
-
-fn cluster_ip(family: Family, number: u8) -> String {
-    match family {
-        Family::Ipv4 => format!("10.96.1.{number}"),
-        Family::Ipv6 => format!("fd00:10:96::1:{number}"),
     }
 }
 

@@ -1,12 +1,12 @@
-//! kube-proxy's own rules, as it wrote them for another cluster: with the addresses of this one,
-//! and for both families.
+//! kube-proxy's rules for a hundred Services, in both families, among those of others.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use proxy_common::abi::Family;
-use xtask::testbed::{NODE_IPV4, Namespace, Pod, Testbed, in_namespace};
+use proxy_common::abi::{Family, Protocol};
+use xtask::kube_proxy::{Flavour, Node, Port, write_rules};
+use xtask::testbed::{Namespace, Pod, Testbed, in_namespace};
 
 /// Two of the Services of these rules, which are `bench/svc-00030` and so on, by number; of the
 /// second one all is UDP here.
@@ -15,6 +15,9 @@ pub(crate) const TCP: u8 = 30;
 pub(crate) const UDP: u8 = 31;
 /// Port of their endpoints.
 pub(crate) const TARGET_PORT: u16 = 8080;
+
+/// How many Services there are.
+const SERVICES: u8 = 100;
 
 /// How long `nft` and `iptables` may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,10 +56,9 @@ impl Mode {
     /// Writes kube-proxy's rules, for Services whose endpoints are `pods`.
     pub(crate) fn load(self, testbed: &Testbed, pods: &[Pod; 2]) {
         for family in Family::ALL {
-            let (program, text) = match self.iptables(family, "restore") {
-                None => ("nft".to_owned(), nftables(family, pods)),
-                Some(program) => (program, iptables(family, pods)),
-            };
+            let program = self.iptables(family, "restore");
+            let program = program.unwrap_or_else(|| "nft".to_owned());
+            let text = self.written(family, pods);
             let mut command = Command::new(&program);
             if self == Self::Nftables {
                 command.args(["-f", "-"]);
@@ -64,6 +66,23 @@ impl Mode {
                 command.arg("--noflush");
             }
             run(testbed, command, &text);
+        }
+    }
+
+    /// kube-proxy's rules, and in the iptables mode the kubelet's other chains.
+    fn written(self, family: Family, pods: &[Pod; 2]) -> String {
+        let flavour = match self {
+            Self::Nftables => Flavour::Nftables,
+            Self::IptablesNft | Self::IptablesLegacy => Flavour::Iptables,
+        };
+        let mut text = Vec::new();
+        let (node, ports) = (Node::of_testbed(family), ports(family, pods));
+        write_rules(flavour, &node, &ports, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        if self == Self::Nftables {
+            text
+        } else {
+            text + KUBELET
         }
     }
 
@@ -165,182 +184,59 @@ fn run(testbed: &Testbed, command: Command, input: &str) {
     assert!(ended.status.success(), "{name}: {}", ended.said);
 }
 
-/// The rules of one file.
-fn unpacked(name: &str) -> String {
-    let package = env!("CARGO_MANIFEST_DIR");
-    let file = format!("{package}/../xtask/data/kube-proxy/{name}.txt.gz");
-    let output = Command::new("zcat").arg(&file).output().unwrap();
-    assert!(output.status.success(), "{file}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A name of kube-proxy's for something of Service `number`, in what it wrote.
-fn name<'a>(text: &'a str, number: u8, marks: &str, prefix: &str) -> &'a str {
-    let service = format!("bench/svc-{number:05}");
-    let line = text
-        .lines()
-        .find(|line| line.contains(&service) && line.contains(marks))
-        .unwrap();
-    line.split_whitespace()
-        .find(|word| word.starts_with(prefix))
-        .unwrap()
-}
-
-/// Has Service [`UDP`] be one, and Services lead to `pods`; then all of that for the family.
-fn adapted(text: &str, family: Family, pods: &[Pod; 2]) -> String {
-    let service = format!("bench/svc-{UDP:05}");
-    let mut all = String::new();
-    for line in text.lines() {
-        let leads_there = line.contains("10.244.1.155") || line.contains(&service);
-        let line = if leads_there {
-            line.replace("tcp", "udp")
-        } else {
-            line.to_owned()
-        };
-        // Two pods stand for the ten endpoints of both Services.
-        let at = |address: Ipv4Addr| match address.octets() {
-            [10, 244, 1, number @ 150..160] => pods[usize::from(number % 2)].ipv4,
-            _ => address,
-        };
-        all += &with_addresses(&line, |address| write(family, at(address)));
-        all += "\n";
-    }
-    all
-}
-
-/// An address as it is in the family: with the numbers of the IPv4 one.
-fn write(family: Family, address: Ipv4Addr) -> (String, [(&'static str, &'static str); 3]) {
-    let same = [("/32", "/32"), ("/16", "/16"), ("/8", "/8")];
-    match (family, address.octets()) {
-        (Family::Ipv4, _) => (address.to_string(), same),
-        (Family::Ipv6, [127, ..]) => (
-            "::1".to_owned(),
-            [("/32", "/128"), ("/16", ""), ("/8", "/128")],
-        ),
-        (Family::Ipv6, octets) => (six(octets), [("/32", "/128"), ("/16", "/48"), ("/8", "")]),
-    }
-}
-
-fn six(octets: [u8; 4]) -> String {
-    match octets {
-        [10, 96, a, b] => format!("fd00:10:96::{a}:{b}"),
-        [10, 244, a, b] => format!("fd00:10:244:{a}::{b}"),
-        [172, net, _, host] => format!("fd00:172:{net}::{host}"),
-        [192, 0, 2, host] => format!("2001:db8::{host}"),
-        _ => panic!("{octets:?}"),
-    }
-}
-
-/// Has `write` say how each address is written, and the lengths of networks behind it.
-fn with_addresses(
-    line: &str,
-    write: impl Fn(Ipv4Addr) -> (String, [(&'static str, &'static str); 3]),
-) -> String {
-    let mut all = String::new();
-    let mut rest = line;
-    while let Some(start) = rest.find(|byte: char| byte.is_ascii_digit()) {
-        all += &rest[..start];
-        rest = &rest[start..];
-        let is_part = |byte: char| byte.is_ascii_digit() || byte == '.';
-        let end = rest.find(|byte: char| !is_part(byte)).unwrap_or(rest.len());
-        let (token, behind) = rest.split_at(end);
-        rest = behind;
-        let Ok(address) = token.parse() else {
-            all += token;
-            continue;
-        };
-        let (written, lengths) = write(address);
-        let is_port = rest.starts_with(':') && written.contains(':') && !line.contains("->");
-        all += &if is_port {
-            format!("[{written}]")
-        } else {
-            written
-        };
-        for (old, new) in lengths {
-            if let Some(behind) = rest.strip_prefix(old) {
-                all += new;
-                rest = behind;
-                break;
-            }
+/// The address of Service `number`.
+pub(crate) fn cluster_ip(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::Ipv4 => Ipv4Addr::new(10, 96, 1, number).into(),
+        Family::Ipv6 => {
+            // Its last group reads like the number.
+            let group = u16::from_str_radix(&number.to_string(), 16).unwrap();
+            Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 1, group).into()
         }
     }
-    all + rest
 }
 
-/// The table of the nftables mode, with NodePorts.
-fn nftables(family: Family, pods: &[Pod; 2]) -> String {
-    let text = unpacked("nftables-100");
-    let (text, _) = text.split_once("table ip6 ").unwrap();
-    let chains = [TCP, UDP].map(|number| {
-        let service = name(text, number, "chain ", "service-");
-        (number, service, service.replacen("service", "external", 1))
-    });
-    let elements: Vec<_> = chains
-        .iter()
-        .map(|(number, _, external)| {
-            let protocol = if *number == UDP { "udp" } else { "tcp" };
-            format!("{protocol} . {} : goto {external}", node_port(*number))
-        })
-        .collect();
-    let mut text = text
-        .replace(
-            "comment \"NodePort traffic\"",
-            &format!(
-                "comment \"NodePort traffic\"\nelements = {{ {} }}",
-                elements.join(",\n")
-            ),
-        )
-        .replace(
-            "comment \"IPs that accept NodePort traffic\"",
-            &format!("elements = {{ {NODE_IPV4} }}"),
-        );
-    text.truncate(text.rfind('}').unwrap());
-    for (_, service, external) in &chains {
-        text +=
-            &format!("chain {external} {{\nmeta mark set meta mark | 0x4000\ngoto {service}\n}}\n");
-    }
-    text += "}\n";
-    let text = adapted(&text, family, pods);
-    match family {
-        Family::Ipv4 => text,
-        Family::Ipv6 => [
-            ("table ip ", "table ip6 "),
-            ("ip daddr", "ip6 daddr"),
-            ("ip saddr", "ip6 saddr"),
-            ("ipv4_addr", "ipv6_addr"),
-            ("dnat ip to", "dnat ip6 to"),
-        ]
-        .into_iter()
-        .fold(text, |text, (from, to)| text.replace(from, to)),
-    }
+/// All Services, whose endpoints are nowhere but for two of them.
+fn ports(family: Family, pods: &[Pod; 2]) -> Vec<Port> {
+    let nowhere = |number: u8, at: u8| match family {
+        Family::Ipv4 => Ipv4Addr::new(10, 244, number, at).into(),
+        Family::Ipv6 => {
+            Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 1, at.into()).into()
+        }
+    };
+    let port = |number| {
+        let is_real = [TCP, UDP].contains(&number);
+        let endpoints: Vec<IpAddr> = if is_real {
+            pods.iter().map(|pod| pod.address(family)).collect()
+        } else {
+            (0..5).map(|at| nowhere(number + 2, at)).collect()
+        };
+        Port {
+            name: format!("bench/svc-{number:05}:p80"),
+            protocol: if number == UDP {
+                Protocol::Udp
+            } else {
+                Protocol::Tcp
+            },
+            cluster_ip: cluster_ip(family, number),
+            port: 80,
+            node_port: is_real.then(|| node_port(number)),
+            endpoints: endpoints
+                .into_iter()
+                .map(|ip| SocketAddr::new(ip, TARGET_PORT))
+                .collect(),
+        }
+    };
+    (0..SERVICES).map(port).collect()
 }
 
-/// The tables of the iptables mode, with NodePorts and the kubelet's other chains.
-fn iptables(family: Family, pods: &[Pod; 2]) -> String {
-    let text = unpacked("iptables-100");
-    // A kernel may have no such counters.
-    let text = text.replace(
-        "-m nfacct --nfacct-name  ct_state_invalid_dropped_pkts ",
-        "",
-    );
-    let mut heads = String::from("*nat\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-MARK-DROP - [0:0]\n");
-    let mut rules = String::from("-A KUBE-MARK-DROP -j MARK --set-xmark 0x8000/0x8000\n");
-    for number in [TCP, UDP] {
-        let service = name(&text, number, "-A KUBE-SERVICES", "KUBE-SVC-");
-        let external = service.replacen("SVC", "EXT", 1);
-        heads += &format!(":{external} - [0:0]\n");
-        rules += &format!(
-            "-A KUBE-NODEPORTS -p tcp -m comment --comment \"bench/svc-{number:05}:p80\" -m tcp \
-             --dport {} -j {external}\n\
-             -A {external} -m comment --comment \"masquerade traffic for bench/svc-{number:05}:p80 \
-             external destinations\" -j KUBE-MARK-MASQ\n-A {external} -j {service}\n",
-            node_port(number)
-        );
-    }
-    let end = text.rfind("COMMIT").unwrap();
-    let text = format!("{}{rules}{}", &text[..end], &text[end..]).replace("*nat\n", &heads);
-    adapted(&text, family, pods)
-}
+/// Chains of the kubelet's.
+const KUBELET: &str = "*nat
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-MARK-DROP - [0:0]
+-A KUBE-MARK-DROP -j MARK --set-xmark 0x8000/0x8000
+COMMIT
+";
 
 /// A table of somebody else: a filter that does not look at connections.
 const OTHER_TABLE: &str = "table inet other {
@@ -366,17 +262,4 @@ fn others(at: &str) -> String {
          -A OWN-{at} -s 192.0.2.9 -j DROP\n\
          -A FORWARD -p tcp -m comment --comment \"counts {at}\"\nCOMMIT\n"
     )
-}
-
-#[test]
-fn addresses_are_written_for_the_family() {
-    let v6 = |line: &str| with_addresses(line, |address| write(Family::Ipv6, address));
-    assert_eq!(
-        v6("-A X -d 10.96.1.30/32 -j DNAT --to-destination 10.244.0.101:8080"),
-        "-A X -d fd00:10:96::1:30/128 -j DNAT --to-destination [fd00:10:244:0::101]:8080"
-    );
-    assert_eq!(
-        v6("[0:0] v1.8.9 10.96.0.0/16"),
-        "[0:0] v1.8.9 fd00:10:96::0:0/48"
-    );
 }
