@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let bpffs = folder.path();
     private_bpffs(bpffs)?;
-    let times = if is_quick { 3 } else { 9 };
+    let times = if is_quick { 3 } else { 5 };
     let mut control = Control::default();
     for (n_services, n_endpoints) in [(5_000, 50), (30_000, 4)] {
         let start = cold_start(bpffs, n_services, n_endpoints, times)?;

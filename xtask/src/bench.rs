@@ -186,16 +186,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Writes a file, by default one of this name among what is built, and says where.
 fn write(given: Option<&Path>, name: &str, text: &str) -> Result<()> {
-    let file = match given {
-        Some(file) => file.to_owned(),
-        None => {
-            let folder = workspace::target_dir()?.join("bench");
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("create folder {}", folder.display()))?;
-            folder.join(name)
-        }
-    };
-    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    let default = || Ok(workspace::target_dir()?.join("bench").join(name));
+    let file = given.map_or_else(default, |file| anyhow::Ok(file.to_owned()))?;
+    let folder = file.parent().unwrap_or(&file);
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&file, text))
+        .with_context(|| format!("write {}", file.display()))?;
     eprintln!("written: {}", file.display());
     Ok(())
 }
