@@ -31,7 +31,7 @@ use proxy_common::abi::Family;
 use xtask::figures::{self, Figures, Node, Proxy};
 
 use crate::workspace;
-use cluster::{Plan, Site, proxy_name};
+use cluster::{Edge, Plan, Site, proxy_name};
 use report::Form;
 use rounds::Rounds;
 
@@ -273,11 +273,12 @@ fn make_sites(
     beeline: &Path,
     left_out: &mut Vec<String>,
 ) -> Result<Vec<Site>> {
-    let plan = |proxy, services| Plan {
+    let plan = |proxy, services, edge| Plan {
         family: settings.family,
         proxy,
         services,
         beeline,
+        edge,
     };
     let most = settings
         .services
@@ -285,9 +286,9 @@ fn make_sites(
         .copied()
         .unwrap_or(manifests::LEAST);
     eprintln!("making a node out of network namespaces …");
-    let mut sites = vec![Site::new(plan(Proxy::Direct, most))?];
+    let mut sites = vec![Site::new(plan(Proxy::Direct, most, None))?];
     for &services in &settings.services {
-        for &proxy in &settings.proxies {
+        for (proxy, edge) in with_edges(&settings.proxies) {
             let name = proxy_name(proxy);
             if is_slow_to_load(proxy, services) && !settings.is_patient {
                 left_out.push(format!(
@@ -296,11 +297,12 @@ fn make_sites(
                 ));
                 continue;
             }
-            eprint!("making a node with {name} and {services} Services …");
-            match Site::new(plan(proxy, services)) {
+            let translates = edge.map(|edge| format!(", {}", edge.name()));
+            let translates = translates.unwrap_or_default();
+            eprint!("making a node with {name} and {services} Services{translates} …");
+            match Site::new(plan(proxy, services, edge)) {
                 Ok(site) => {
-                    let ready = site.ready_after.unwrap_or_default();
-                    eprintln!(" ready after {:.1} s", ready.as_secs_f64());
+                    eprintln!(" done");
                     sites.push(site);
                 }
                 Err(error) if proxy == Proxy::Beeline => {
@@ -314,6 +316,18 @@ fn make_sites(
         }
     }
     Ok(sites)
+}
+
+/// Each edge of Beeline's has nodes of its own.
+fn with_edges(proxies: &[Proxy]) -> impl Iterator<Item = (Proxy, Option<Edge>)> {
+    proxies.iter().flat_map(|&proxy| {
+        let edges: &[_] = if proxy == Proxy::Beeline {
+            &[Some(Edge::Sockets), Some(Edge::Packets)]
+        } else {
+            &[None]
+        };
+        edges.iter().map(move |&edge| (proxy, edge))
+    })
 }
 
 fn is_slow_to_load(proxy: Proxy, services: u32) -> bool {

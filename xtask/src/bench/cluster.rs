@@ -85,6 +85,26 @@ fn flavour(proxy: Proxy) -> Option<Flavour> {
     }
 }
 
+/// Where Beeline translates on a node. A node that serves sockets spares its pods' packets most
+/// look-ups, as long as none of them goes by packets: so each edge has nodes of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Edge {
+    /// At sockets, of pods and of the node.
+    Sockets,
+    /// At packets only.
+    Packets,
+}
+
+impl Edge {
+    /// What it is called in messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sockets => "socket edge",
+            Self::Packets => "packet edge",
+        }
+    }
+}
+
 /// A node to be made.
 #[derive(Clone, Copy)]
 pub(super) struct Plan<'a> {
@@ -96,6 +116,8 @@ pub(super) struct Plan<'a> {
     pub(super) services: u32,
     /// The program of Beeline.
     pub(super) beeline: &'a Path,
+    /// Where it translates; `None`: it does not serve there.
+    pub(super) edge: Option<Edge>,
 }
 
 /// A node with pods that serve and clients that dial.
@@ -104,8 +126,10 @@ pub(super) struct Site {
     pub(super) proxy: Proxy,
     /// How many; `None` without a proxy.
     pub(super) services: Option<u32>,
-    /// How long it took until all of them were served, from the proxy's start.
+    /// How long it took until all of them were served, from the proxy's start; told of one of
+    /// several nodes alike.
     pub(super) ready_after: Option<Duration>,
+    edge: Option<Edge>,
     targets: Vec<(Place, bool, Targets)>,
     clients: Vec<(Place, Group, Client)>,
     binary: PathBuf,
@@ -156,7 +180,8 @@ impl Site {
         Ok(Self {
             proxy: plan.proxy,
             services: (plan.proxy != Proxy::Direct).then_some(plan.services),
-            ready_after,
+            ready_after: ready_after.filter(|_| plan.edge != Some(Edge::Packets)),
+            edge: plan.edge,
             targets,
             clients: network.clients(&arrivals)?,
             binary: plan.beeline.to_owned(),
@@ -164,6 +189,13 @@ impl Site {
             _servers: servers,
             network,
         })
+    }
+
+    /// Whether clients here go this way.
+    pub(super) fn has(&self, way: Way) -> bool {
+        let is_by_packets = way == Way::PacketEdge;
+        self.edge
+            .is_none_or(|edge| is_by_packets == (edge == Edge::Packets))
     }
 
     /// Has a client measure a case of this node.
@@ -327,7 +359,11 @@ impl Network {
         let file = self.testbed.manifests().join("services.json");
         std::fs::write(&file, manifests::text(family, services, far))
             .with_context(|| format!("write {}", file.display()))?;
-        let beeline = Beeline::new(&self.testbed, plan.beeline).socket_lb("all");
+        let sockets = match plan.edge {
+            Some(Edge::Sockets) => "all",
+            Some(Edge::Packets) | None => "off",
+        };
+        let beeline = Beeline::new(&self.testbed, plan.beeline).socket_lb(sockets);
         let started = Instant::now();
         let daemon = beeline.run::<&str>([])?;
         Ok((Some(daemon), Some(started.elapsed())))

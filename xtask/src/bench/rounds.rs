@@ -38,7 +38,9 @@ impl<'a> Rounds<'a> {
             }
             let of = |site: &'a Site| {
                 let node = (site.proxy, site.services);
-                plan::cases(group, node, is_end(site, sites)).map(move |case| (site, case))
+                plan::cases(group, node, is_end(site, sites))
+                    .filter(|case| site.has(case.way))
+                    .map(move |case| (site, case))
             };
             groups.push(sites.iter().flat_map(of).collect());
         }
