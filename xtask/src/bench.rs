@@ -30,7 +30,7 @@ use clap::ValueEnum;
 use proxy_common::abi::Family;
 use xtask::figures::{self, Figures, Node, Proxy};
 
-use crate::workspace;
+use crate::{setup, workspace};
 use cluster::{Edge, Plan, Site, proxy_name};
 use report::Form;
 use rounds::Rounds;
@@ -205,6 +205,9 @@ fn measure(settings: &Settings) -> Result<Figures> {
         Some(binary) => binary.into(),
         None => crate::build::build(true)?.beeline,
     };
+    if let Err(error) = setup::rule_programs() {
+        eprintln!("warning: {error:#}");
+    }
     let load_before = machine::load()?;
     eprintln!("measuring what a packet costs in Beeline's programs …");
     let (packets, programs) = costs::packets(settings.is_quick)?;

@@ -97,6 +97,17 @@ pub(crate) fn test_programs() -> Result<()> {
     Ok(())
 }
 
+/// Installs what loads kube-proxy's rules, to compare with.
+///
+/// # Errors
+/// If it can't be installed. On other systems than Debian, the benchmark says what is missing.
+pub(crate) fn rule_programs() -> Result<()> {
+    if debian::is_here() {
+        debian::require(&["iptables", "nftables"], "what loads kube-proxy's rules")?;
+    }
+    Ok(())
+}
+
 /// Installs rustfmt and clippy, which rustup's minimal profile leaves out.
 ///
 /// # Errors

@@ -89,13 +89,11 @@ impl Programs {
 
     /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`.
     pub(super) fn load(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, LoadError> {
-        for kind in Kind::ALL {
-            let load = |program: &mut aya::programs::Program| {
-                let classifier: &mut SchedClassifier = program.try_into()?;
-                classifier.load()
-            };
-            verify::load_and_pin(ebpf, kind.name(), folder, load)?;
-        }
+        let wanted = Kind::ALL.map(|kind| (kind.name(), ()));
+        verify::load_and_pin(ebpf, folder, &wanted, |(), program| {
+            let classifier: &mut SchedClassifier = program.try_into()?;
+            classifier.load()
+        })?;
         // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
         Self::open(folder).ok_or(LoadError::NoProgram {
             name: "of all that it should have",

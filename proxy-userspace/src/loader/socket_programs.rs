@@ -114,10 +114,8 @@ impl SocketPrograms {
 
     /// Has the kernel verify the programs of `ebpf`, and pins them in `folder`; all or none.
     pub(super) fn load(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, LoadError> {
-        let done = SocketHook::ALL.into_iter().try_for_each(|hook| {
-            verify::load_and_pin(ebpf, hook.name(), folder, |it| load(hook, it))
-        });
-        done.inspect_err(|_| discard(folder))?;
+        let wanted = SocketHook::ALL.map(|hook| (hook.name(), hook));
+        verify::load_and_pin(ebpf, folder, &wanted, load).inspect_err(|_| discard(folder))?;
         // Opened from the pins, the programs do not depend on `ebpf`, nor end with it.
         Self::open(folder).ok_or(LoadError::NoProgram {
             name: "of all that the socket edge should have",

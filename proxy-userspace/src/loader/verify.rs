@@ -1,6 +1,7 @@
 //! Has the kernel verify programs, and looks at those that it has verified.
 
 use std::path::Path;
+use std::thread;
 
 use aya::Ebpf;
 use aya::maps::MapInfo;
@@ -8,17 +9,42 @@ use aya::programs::{Program, ProgramError, ProgramInfo};
 
 use super::{LoadError, remove_file};
 
-/// Has `load` load the program `name` of `ebpf`, and pins it in `folder` in place of what was
-/// there.
-pub(super) fn load_and_pin(
+/// Has `load` load the programs of `ebpf` that are `wanted`, and pins them in `folder` in place of
+/// what was there.
+///
+/// All at the same time: the kernel takes a second to verify the largest.
+pub(super) fn load_and_pin<K: Copy + Send>(
     ebpf: &mut Ebpf,
+    folder: &Path,
+    wanted: &[(&'static str, K)],
+    load: impl Fn(K, &mut Program) -> Result<(), ProgramError> + Sync,
+) -> Result<(), LoadError> {
+    if let Some(&(name, _)) = wanted.iter().find(|(name, _)| ebpf.program(name).is_none()) {
+        return Err(LoadError::NoProgram { name });
+    }
+    let load = &load;
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (name, program) in ebpf.programs_mut() {
+            if let Some(&(name, kind)) = wanted.iter().find(|(wanted, _)| *wanted == name) {
+                let load = move |program: &mut Program| load(kind, program);
+                threads.push(scope.spawn(move || load_and_pin_one(program, name, folder, load)));
+            }
+        }
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn load_and_pin_one(
+    program: &mut Program,
     name: &'static str,
     folder: &Path,
     load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
 ) -> Result<(), LoadError> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or(LoadError::NoProgram { name })?;
     load(program).map_err(|error| refused(name, error))?;
     let path = folder.join(name);
     remove_file(&path)?;
