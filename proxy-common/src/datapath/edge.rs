@@ -43,13 +43,12 @@ fn segment<P: Packet, T: Tables>(
     hook: Hook,
     verdict: &mut Verdict,
 ) -> Verdict {
-    // Most packets of pods: not looked for among all flows.
     if hook == Hook::PodIngress
         && headers.fragment() != Fragment::Later
         && !tables.has_flows(&headers.key.tuple.src)
-        && !may_open(tables, headers)
+        && let Some(reason) = why_no_flow(tables, headers)
     {
-        return Verdict::Pass(mid_flow(tables, headers));
+        return Verdict::Pass(reason);
     }
     match look_up(packet, tables, headers, hook) {
         Some(Hit::Done(verdict)) => return verdict,
@@ -83,6 +82,19 @@ fn segment<P: Packet, T: Tables>(
         Some(Hit::Done(verdict)) => verdict,
         Some(Hit::TooLong(mtu)) => too_long(packet, tables, headers, hook, mtu),
         Some(Hit::Gone | Hit::Over) | None => Verdict::Drop(Drop::FlowTable),
+    }
+}
+
+/// Why a packet of a pod without flows opens none, as most packets do not: then it is not looked for
+/// among all flows. `None`: it may open one, or be refused.
+#[inline(always)]
+fn why_no_flow<T: Tables>(tables: &T, headers: &Headers) -> Option<Pass> {
+    if !may_open(tables, headers) {
+        Some(mid_flow(tables, headers))
+    } else if find::is_surely_elsewhere(tables, &headers.key.tuple.dst) {
+        Some(Pass::NoService)
+    } else {
+        None
     }
 }
 

@@ -80,13 +80,21 @@ fn no_port<'a>(flags: AddressFlags) -> Found<'a> {
     }
 }
 
+/// Whether there is nothing of ours at an address, told without a look at networks.
+#[inline(always)]
+pub(super) fn is_surely_elsewhere<T: Tables>(tables: &T, addr: &Addr) -> bool {
+    tables.address(addr).is_empty() && !knows_service_cidrs(tables)
+}
+
+#[inline(always)]
+fn knows_service_cidrs<T: Tables>(tables: &T) -> bool {
+    let flags = tables.settings().flags;
+    flags.contains(SettingsFlags::SERVICE_CIDRS)
+}
+
 #[inline(always)]
 fn elsewhere<'a, T: Tables>(tables: &T, addr: &Addr) -> Found<'a> {
-    let knows_networks = tables
-        .settings()
-        .flags
-        .contains(SettingsFlags::SERVICE_CIDRS);
-    if knows_networks && tables.network(addr).contains(NetworkFlags::SERVICES) {
+    if knows_service_cidrs(tables) && tables.network(addr).contains(NetworkFlags::SERVICES) {
         Found::Unallocated
     } else {
         Found::Nothing
