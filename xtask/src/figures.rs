@@ -187,7 +187,8 @@ pub struct Traffic {
     pub latency: Option<Latency>,
     /// Against [`Proxy::Direct`]: how close to no proxy at all.
     pub to_direct: Option<Comparison>,
-    /// Against [`Way::Pod`] on the same node: what it costs to go by a Service there.
+    /// Against [`Way::Pod`] on a node with the same proxy (Beeline: one that serves sockets) and as
+    /// many Services: what it costs to go by a Service there.
     pub to_pod: Option<Comparison>,
 }
 
