@@ -144,10 +144,17 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node that it is on (rule R25).
     pub node: Option<Arc<str>>,
-    /// Topology hints for zones (rule R41).
-    pub zone_hints: Vec<Arc<str>>,
-    /// Topology hints for nodes (rule R40).
-    pub node_hints: Vec<Arc<str>>,
+    /// Topology hints, if there are any. Boxed, since most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Topology hints of an endpoint.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Hints {
+    /// For zones (rule R41).
+    pub zones: Vec<Arc<str>>,
+    /// For nodes (rule R40).
+    pub nodes: Vec<Arc<str>>,
 }
 
 /// What matters of this node's Node object.

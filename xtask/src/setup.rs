@@ -26,10 +26,11 @@ pub(crate) struct BpfToolchain {
 }
 
 /// Packages that the host's side needs.
-const HOST_PACKAGES: [&str; 4] = [
-    // Compiles ring, links everything.
+const HOST_PACKAGES: [&str; 5] = [
+    // Compile ring and jemalloc, link everything.
     "gcc",
     "libc6-dev",
+    "make",
     // Crates come over TLS.
     "ca-certificates",
     // Namespaces of the tests and the demonstration.

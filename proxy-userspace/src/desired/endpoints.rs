@@ -34,12 +34,12 @@ impl<'a> Candidate<'a> {
 
     /// The nodes that it is hinted for (rule R49).
     pub(super) fn node_hints(&self) -> &'a [Arc<str>] {
-        &self.endpoint.node_hints
+        self.endpoint.hints.as_ref().map_or(&[], |it| &it.nodes)
     }
 
     /// The zones that it is hinted for (rule R49).
     pub(super) fn zone_hints(&self) -> &'a [Arc<str>] {
-        &self.endpoint.zone_hints
+        self.endpoint.hints.as_ref().map_or(&[], |it| &it.zones)
     }
 
     /// What the maps shall know of it; `any_serves`: some endpoint of the service port does.

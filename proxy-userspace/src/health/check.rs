@@ -94,8 +94,7 @@ mod tests {
             serving: flags.contains('S'),
             terminating: flags.contains('T'),
             node: Some(node.into()),
-            zone_hints: vec![],
-            node_hints: vec![],
+            hints: None,
         }
     }
 

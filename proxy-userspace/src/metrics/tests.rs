@@ -59,8 +59,7 @@ fn slice(nodes: &[&'static str]) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: Some(node.into()),
-        zone_hints: vec![],
-        node_hints: vec![],
+        hints: None,
     };
     EndpointSlice {
         name: object("web-1"),

@@ -249,15 +249,16 @@ impl Names {
             self.share(&mut port.name);
         }
         for endpoint in &mut slice.endpoints {
-            let hints = endpoint
-                .zone_hints
-                .iter_mut()
-                .chain(&mut endpoint.node_hints);
-            for name in hints.chain(&mut endpoint.node) {
+            if let Some(name) = &mut endpoint.node {
                 self.share(name);
             }
-            endpoint.zone_hints.shrink_to_fit();
-            endpoint.node_hints.shrink_to_fit();
+            if let Some(hints) = &mut endpoint.hints {
+                for name in hints.zones.iter_mut().chain(&mut hints.nodes) {
+                    self.share(name);
+                }
+                hints.zones.shrink_to_fit();
+                hints.nodes.shrink_to_fit();
+            }
         }
         slice.ports.shrink_to_fit();
         slice.endpoints.shrink_to_fit();
@@ -301,8 +302,7 @@ mod tests {
             serving: true,
             terminating: false,
             node: Some(node.into()),
-            zone_hints: vec![],
-            node_hints: vec![],
+            hints: None,
         };
         EndpointSlice {
             name: object(name),

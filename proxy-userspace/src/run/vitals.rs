@@ -457,8 +457,7 @@ mod tests {
             serving: true,
             terminating: false,
             node: Some(HERE.into()),
-            zone_hints: vec![],
-            node_hints: vec![],
+            hints: None,
         };
         EndpointSlice {
             name: name(),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -56,7 +57,7 @@ impl fmt::Display for Key {
 #[derive(Default)]
 pub(super) struct Ledger {
     hasher: RandomState,
-    announced: HashMap<Key, u64>,
+    announced: HashMap<Arc<Key>, u64>,
     /// What each ServiceCIDR says; they are announced together.
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     /// All together, as announced last.
@@ -69,7 +70,7 @@ impl Ledger {
     /// `None` that it is none of ours (any more); `trouble` is what was not understood.
     pub(super) fn put(
         &mut self,
-        key: &Key,
+        key: &Arc<Key>,
         event: Option<Event>,
         trouble: Option<String>,
         out: &mut Vec<Event>,
@@ -81,7 +82,7 @@ impl Ledger {
             }
             Some(event) => {
                 let fingerprint = self.hasher.hash_one(&event);
-                if self.announced.insert(key.clone(), fingerprint) != Some(fingerprint) {
+                if self.announced.insert(Arc::clone(key), fingerprint) != Some(fingerprint) {
                     out.push(event);
                 }
             }
@@ -168,14 +169,14 @@ mod tests {
         }))
     }
 
-    fn key(kind: Kind) -> Key {
-        Key {
+    fn key(kind: Kind) -> Arc<Key> {
+        Arc::new(Key {
             kind,
             name: ObjectName {
                 namespace: "s".into(),
                 name: "n1".into(),
             },
-        }
+        })
     }
 
     #[test]
@@ -218,19 +219,21 @@ mod tests {
             subject: "Service s/n1".into(),
             message: "x".into(),
         };
-        let gone = Event::ServiceGone(key.name);
+        let gone = Event::ServiceGone(key.name.clone());
         assert_eq!(out, [node("a").unwrap(), gone, Event::Problem(problem)]);
     }
 
     #[test]
     fn service_cidrs_are_announced_together_and_once() {
         let mut ledger = Ledger::default();
-        let named = |name: &str| Key {
-            kind: Kind::ServiceCidr,
-            name: ObjectName {
-                namespace: "default".into(),
-                name: name.into(),
-            },
+        let named = |name: &str| {
+            Arc::new(Key {
+                kind: Kind::ServiceCidr,
+                name: ObjectName {
+                    namespace: "default".into(),
+                    name: name.into(),
+                },
+            })
         };
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let cidrs = |texts: &[&str]| Some(Event::ServiceCidrs(nets(texts)));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use beeline::desired::NodeFacts;
 use beeline::model::{
-    Endpoint, EndpointSlice, Event, Node, ObjectName, Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, Event, Hints, Node, ObjectName, Service, ServicePort, SlicePort,
     TrafficPolicy,
 };
 use ipnet::IpNet;
@@ -171,13 +171,16 @@ pub(crate) fn endpoint(line: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node,
-        zone_hints: vec![],
-        node_hints: vec![],
+        hints: None,
     };
     for word in words {
         describe(&mut endpoint, word);
     }
     endpoint
+}
+
+fn hints(endpoint: &mut Endpoint) -> &mut Hints {
+    endpoint.hints.get_or_insert_default()
 }
 
 fn describe(endpoint: &mut Endpoint, word: &str) {
@@ -186,8 +189,8 @@ fn describe(endpoint: &mut Endpoint, word: &str) {
         ("unserving", _) => endpoint.serving = false,
         ("terminating", _) => (endpoint.ready, endpoint.terminating) = (false, true),
         ("leaving", _) => endpoint.terminating = true,
-        (_, Some(("zone", zone))) => endpoint.zone_hints.push(zone.into()),
-        (_, Some(("node", node))) => endpoint.node_hints.push(node.into()),
+        (_, Some(("zone", zone))) => hints(endpoint).zones.push(zone.into()),
+        (_, Some(("node", node))) => hints(endpoint).nodes.push(node.into()),
         _ => panic!("{word}"),
     }
 }

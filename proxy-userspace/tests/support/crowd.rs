@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use beeline::desired::{NodeFacts, compile};
 use beeline::model::{
-    Affected, Endpoint, EndpointSlice, Event, ObjectName, Service, ServicePort, SlicePort,
+    Affected, Endpoint, EndpointSlice, Event, Hints, ObjectName, Service, ServicePort, SlicePort,
     TrafficPolicy, World,
 };
 use beeline::sync::{Capacity, Contents, Report, Sync, Target};
@@ -148,8 +148,10 @@ pub(crate) fn endpoint(number: u32) -> Endpoint {
         serving: true,
         terminating: false,
         node: Some(format!("node-{}", number % 1000).into()),
-        zone_hints: vec![format!("zone-{}", number % 3).into()],
-        node_hints: vec![],
+        hints: Some(Box::new(Hints {
+            zones: vec![format!("zone-{}", number % 3).into()],
+            nodes: vec![],
+        })),
     }
 }
 

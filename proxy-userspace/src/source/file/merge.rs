@@ -38,11 +38,11 @@ pub(super) fn subject(path: &Path) -> String {
 #[derive(Default)]
 pub(super) struct Manifests {
     /// The objects that each file defines.
-    files: BTreeMap<Arc<Path>, Vec<Key>>,
+    files: BTreeMap<Arc<Path>, Vec<Arc<Key>>>,
     /// The files that define an object, in the order of their paths.
-    places: HashMap<Key, Vec<Arc<Path>>>,
-    /// What they say of it, as far as it is at hand.
-    definitions: HashMap<Key, Vec<(Arc<Path>, Definition)>>,
+    places: HashMap<Arc<Key>, Vec<Arc<Path>>>,
+    /// What they say of it, as far as it is at hand. Few are for long, and no room is kept for more.
+    definitions: BTreeMap<Arc<Key>, Vec<(Arc<Path>, Definition)>>,
     ledger: Ledger,
 }
 
@@ -97,7 +97,7 @@ impl Manifests {
         update
     }
 
-    fn replace(&mut self, path: &Arc<Path>, new: Definitions, touched: &mut BTreeSet<Key>) {
+    fn replace(&mut self, path: &Arc<Path>, new: Definitions, touched: &mut BTreeSet<Arc<Key>>) {
         for key in self.files.remove(path).unwrap_or_default() {
             if let Some(places) = self.places.get_mut(&key) {
                 places.retain(|place| place != path);
@@ -107,34 +107,36 @@ impl Manifests {
             }
             touched.insert(key);
         }
-        if !new.is_empty() {
-            self.files
-                .insert(Arc::clone(path), new.keys().cloned().collect());
-        }
+        let mut keys = Vec::with_capacity(new.len());
         for (key, definition) in new {
+            let key = Arc::new(key);
+            keys.push(Arc::clone(&key));
             let places = self
                 .places
-                .entry(key.clone())
+                .entry(Arc::clone(&key))
                 .or_insert_with(|| Vec::with_capacity(1));
             let at = places.partition_point(|place| place < path);
             places.insert(at, Arc::clone(path));
-            let definitions = self.definitions.entry(key.clone());
+            let definitions = self.definitions.entry(Arc::clone(&key));
             definitions
                 .or_insert_with(|| Vec::with_capacity(1))
                 .push((Arc::clone(path), definition));
             touched.insert(key);
         }
+        if !keys.is_empty() {
+            self.files.insert(Arc::clone(path), keys);
+        }
     }
 
-    fn announce(&mut self, touched: BTreeSet<Key>, update: &mut Update) {
+    fn announce(&mut self, touched: BTreeSet<Arc<Key>>, update: &mut Update) {
         // Addresses of Services that go may be taken by Services that come (rule R162); endpoints
         // that move should be seen in the new place first (rule R165).
-        let (there, gone): (Vec<Key>, Vec<Key>) = touched.into_iter().partition(|key| {
+        let (there, gone): (Vec<Arc<Key>>, Vec<Arc<Key>>) = touched.into_iter().partition(|key| {
             self.places
                 .get(key)
                 .is_some_and(|places| !places.is_empty())
         });
-        let (services, others): (Vec<Key>, Vec<Key>) =
+        let (services, others): (Vec<Arc<Key>>, Vec<Arc<Key>>) =
             gone.into_iter().partition(|key| key.kind == Kind::Service);
         for key in &services {
             self.remove(key, &mut update.events);
@@ -147,13 +149,13 @@ impl Manifests {
         }
     }
 
-    fn remove(&mut self, key: &Key, out: &mut Vec<Event>) {
+    fn remove(&mut self, key: &Arc<Key>, out: &mut Vec<Event>) {
         self.places.remove(key);
         self.definitions.remove(key);
         self.ledger.remove(key, out);
     }
 
-    fn put(&mut self, key: &Key, update: &mut Update) {
+    fn put(&mut self, key: &Arc<Key>, update: &mut Update) {
         let Some(places) = self.places.get(key) else {
             return;
         };
@@ -174,7 +176,7 @@ impl Manifests {
             let definition = at
                 .and_then(|at| definitions.get(at))
                 .map(|(_, first)| first.clone());
-            self.definitions.insert(key.clone(), definitions);
+            self.definitions.insert(Arc::clone(key), definitions);
             definition
         };
         let Some(Definition { event, mut errors }) = definition else {

@@ -169,10 +169,10 @@ impl State {
             debug!(?kind, %name, version, "older than what is known");
             return;
         }
-        let key = Key {
+        let key = Arc::new(Key {
             kind,
             name: name.clone(),
-        };
+        });
         match object {
             Raw::Decoded(object) => {
                 let parsed = read(&mut self.strings, name, object);

@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1 as k8s;
 use proxy_common::abi::Family;
 
 use super::{Errors, FieldError, Item, Parsed, Strings, address, each, label, not_empty};
-use crate::model::{ChangedAt, Endpoint, EndpointSlice, ObjectName, SlicePort};
+use crate::model::{ChangedAt, Endpoint, EndpointSlice, Hints, ObjectName, SlicePort};
 
 /// What matters of an EndpointSlice. None of ours are those without the label of a Service
 /// (rule R20), those of headless Services (rule R4) and those of host names (rule R21).
@@ -116,20 +116,22 @@ fn endpoints(
 
 fn endpoint(strings: &mut Strings, address: std::net::IpAddr, entry: &k8s::Endpoint) -> Endpoint {
     let conditions = entry.conditions.as_ref();
-    let hints = entry.hints.as_ref();
-    let zones = hints.and_then(|hints| hints.for_zones.as_ref());
-    let nodes = hints.and_then(|hints| hints.for_nodes.as_ref());
     Endpoint {
         address,
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         node: not_empty(entry.node_name.as_deref()).map(|node| strings.share(node)),
-        zone_hints: each(zones)
-            .map(|(_, zone)| strings.share(&zone.name))
-            .collect(),
-        node_hints: each(nodes)
-            .map(|(_, node)| strings.share(&node.name))
-            .collect(),
+        hints: entry.hints.as_ref().and_then(|entry| hints(strings, entry)),
     }
+}
+
+fn hints(strings: &mut Strings, entry: &k8s::EndpointHints) -> Option<Box<Hints>> {
+    let zones = each(entry.for_zones.as_ref());
+    let nodes = each(entry.for_nodes.as_ref());
+    let hints = Hints {
+        zones: zones.map(|(_, zone)| strings.share(&zone.name)).collect(),
+        nodes: nodes.map(|(_, node)| strings.share(&node.name)).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }

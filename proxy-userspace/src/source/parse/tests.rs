@@ -81,7 +81,8 @@ fn endpoint_line(endpoint: &Endpoint) -> String {
         .node
         .as_ref()
         .map_or(String::new(), |node| format!("@{node}"));
-    for hint in endpoint.zone_hints.iter().chain(&endpoint.node_hints) {
+    let hints = endpoint.hints.clone().unwrap_or_default();
+    for hint in hints.zones.iter().chain(&hints.nodes) {
         line += &format!("~{hint}");
     }
     line
