@@ -212,7 +212,7 @@ fn measure(settings: &Settings) -> Result<Figures> {
     eprintln!("measuring what a packet costs in Beeline's programs …");
     let (packets, programs) = costs::packets(settings.is_quick)?;
     eprintln!("measuring what changes of the cluster cost the daemon …");
-    let control = costs::control(settings.is_quick)?;
+    let control = costs::control(&beeline, settings.is_quick)?;
     let mut left_out = Vec::new();
     let sites = make_sites(settings, &beeline, &mut left_out)?;
     let load_now = machine::load()?;

@@ -136,6 +136,26 @@ pub enum Measure {
     SendTo,
 }
 
+impl Place {
+    /// All places, in the order of tables.
+    pub const ALL: [Self; 4] = [
+        Self::Pod,
+        Self::Node,
+        Self::OutsideToLocal,
+        Self::OutsideToRemote,
+    ];
+}
+
+impl Measure {
+    /// System calls, which show what programs for sockets add to them.
+    pub const CALLS: [Self; 4] = [
+        Self::Connect,
+        Self::ConnectToEach,
+        Self::SocketConnectClose,
+        Self::SendTo,
+    ];
+}
+
 /// A node with a proxy.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Node {

@@ -30,14 +30,6 @@ const CHECK: Duration = Duration::from_millis(5);
 /// How long an answer is waited for where there should be none.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// Where clients are.
-pub(super) const PLACES: [Place; 4] = [
-    Place::Pod,
-    Place::Node,
-    Place::OutsideToLocal,
-    Place::OutsideToRemote,
-];
-
 /// What a proxy is called in messages.
 pub(super) fn proxy_name(proxy: Proxy) -> &'static str {
     match proxy {
@@ -371,7 +363,7 @@ impl Network {
 
     fn clients(&self, arrivals: &Arc<Arrivals>) -> Result<Vec<(Place, Group, Client)>> {
         let mut clients = Vec::new();
-        for place in PLACES {
+        for place in Place::ALL {
             for group in [Group::Own, Group::Outside] {
                 let client = Client::start(self.at(place), group, arrivals)?;
                 clients.push((place, group, client));

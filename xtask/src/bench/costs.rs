@@ -17,6 +17,7 @@ use serde_json::json;
 use xtask::figures::{Control, Memory, Packet, Program};
 use xtask::testbed::{Beeline, Layout, REMOTE_NODE_NAME, Testbed};
 
+use super::programs::entries;
 use crate::{build, process};
 
 /// Services and endpoints of each of them with which a daemon's memory is measured.
@@ -44,14 +45,10 @@ pub(super) fn packets(quick: bool) -> Result<(Vec<Packet>, Vec<Program>)> {
 ///
 /// # Errors
 /// Without root's privileges, or if something cannot be built, made, started or read.
-pub(super) fn control(quick: bool) -> Result<Control> {
+pub(super) fn control(beeline: &Path, quick: bool) -> Result<Control> {
     let mut control: Control = example("sync_cost", quick)?;
-    let beeline = match std::env::var_os("BEELINE_BIN") {
-        Some(binary) => binary.into(),
-        None => build::build(true)?.beeline,
-    };
     for (services, endpoints) in CLUSTERS {
-        control.memory.push(memory(&beeline, services, endpoints)?);
+        control.memory.push(memory(beeline, services, endpoints)?);
     }
     Ok(control)
 }
@@ -105,20 +102,18 @@ fn kibibytes(status: &str, name: &str) -> Option<u64> {
 
 /// What the kernel accounts for all maps that are pinned, in bytes.
 fn memory_of_maps(bpffs: &Path) -> Result<u64> {
-    let mut sum = 0;
-    let mut count = 0;
-    for layout in files(&bpffs.join("beeline"))? {
-        let maps = layout.join("maps");
-        if !maps.is_dir() {
-            continue;
-        }
-        for pin in files(&maps)? {
-            sum += memory_of_map(&pin).with_context(|| format!("map {}", pin.display()))?;
-            count += 1;
-        }
+    let mut pins = Vec::new();
+    for layout in entries(&bpffs.join("beeline"))? {
+        pins.extend(entries(&layout.join("maps"))?);
     }
-    ensure!(count > 0, "no maps are pinned in {}", bpffs.display());
-    Ok(sum)
+    ensure!(
+        !pins.is_empty(),
+        "no maps are pinned in {}",
+        bpffs.display()
+    );
+    let memory =
+        |pin: &PathBuf| memory_of_map(pin).with_context(|| format!("map {}", pin.display()));
+    pins.iter().map(memory).sum()
 }
 
 fn memory_of_map(pin: &Path) -> Result<u64> {
@@ -129,14 +124,6 @@ fn memory_of_map(pin: &Path) -> Result<u64> {
     let memory = fields.find(|(name, _)| *name == "memlock");
     let (_, bytes) = memory.context("the kernel does not tell its memory")?;
     Ok(bytes.trim().parse()?)
-}
-
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = || format!("read folder {}", folder.display());
-    fs::read_dir(folder)
-        .with_context(unreadable)?
-        .map(|entry| Ok(entry.with_context(unreadable)?.path()))
-        .collect()
 }
 
 /// The manifests of Services with so many endpoints each: one JSON document a line.

@@ -4,14 +4,6 @@ use std::time::Duration;
 
 use xtask::figures::{Case, Measure, Place, Proxy, Way};
 
-/// System calls: what Beeline's programs for sockets add to them.
-const CALLS: [Measure; 4] = [
-    Measure::Connect,
-    Measure::ConnectToEach,
-    Measure::SocketConnectClose,
-    Measure::SendTo,
-];
-
 /// Pairs of place and measure that are compared among themselves, in the order of their turns.
 const ALL: [(Place, Measure); 23] = [
     (Place::Pod, Measure::TcpConnection),
@@ -66,7 +58,7 @@ pub(super) fn cases(
     (proxy, services): (Proxy, Option<u32>),
     is_end: bool,
 ) -> impl Iterator<Item = Case> {
-    let is_call = CALLS.contains(&measure);
+    let is_call = Measure::CALLS.contains(&measure);
     // What calls cost at numbers in between says nothing more.
     let ways = if is_call && !is_end {
         &[]
@@ -87,11 +79,11 @@ fn ways(place: Place, measure: Measure, proxy: Proxy) -> &'static [Way] {
     // What a proxy costs traffic that uses no Service.
     let is_by_pod_too = !is_outside
         && (matches!(measure, Measure::TcpConnection | Measure::UdpRequest)
-            || CALLS.contains(&measure));
+            || Measure::CALLS.contains(&measure));
     match proxy {
         Proxy::Direct => &[Way::Pod],
         Proxy::Iptables | Proxy::IptablesLegacy | Proxy::Nftables => {
-            if CALLS.contains(&measure) {
+            if Measure::CALLS.contains(&measure) {
                 &[]
             } else if is_by_pod_too {
                 &[Way::Pod, Way::Rules]

@@ -97,7 +97,7 @@ fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What is in a folder; nothing if there is no such folder.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = || format!("read folder {}", folder.display());
     if !folder.exists() {
         return Ok(Vec::new());

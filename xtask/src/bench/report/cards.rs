@@ -4,7 +4,7 @@ use xtask::figures::{Figures, Latency, Measure, Place, Spread, Traffic};
 
 use super::chart::{self, Bar, Line, Point, Reference, Tick};
 use super::markup::{escape, folded_group, group, section};
-use super::select::{CALLS, PACKETS, PLACES, REQUESTS, find_all};
+use super::select::{PACKETS, REQUESTS, find_all};
 use super::series::{self, NO_PROXY, Series};
 use super::table::Table;
 use super::{names, number};
@@ -40,22 +40,14 @@ impl Card {
     }
 }
 
-/// Measures that show their processor time by operation: all but packets and calls.
-const LONGER: [Measure; 6] = [
-    Measure::TcpConnection,
-    Measure::TcpRequest,
-    Measure::TcpBulk,
-    Measure::UdpRequest,
-    Measure::UdpUnconnected,
-    Measure::UdpNewSocket,
-];
-
 /// What a proxy costs others is shown by these.
 const BESIDE: [Measure; 2] = [Measure::TcpConnection, Measure::UdpRequest];
 
 /// All sections of one number of Services.
 pub(super) fn sections(figures: &Figures, services: u32) -> String {
     let at = Cards { figures, services };
+    let mut by_operation = REQUESTS.to_vec();
+    by_operation.retain(|measure| !PACKETS.contains(measure));
     let id = |name: &str| format!("{name}-{services}");
     let with = format!("{} Services", names::services(services));
     [
@@ -76,7 +68,7 @@ pub(super) fn sections(figures: &Figures, services: u32) -> String {
             &id("cpu"),
             &format!("How much processor time: {with}"),
             "Client, kernel and server together; what else the machine does hardly shows in it.",
-            &at.by_place(&LONGER, Shown::Pods, Cards::cpu),
+            &at.by_place(&by_operation, Shown::Pods, Cards::cpu),
         ),
         section(
             &id("packet"),
@@ -88,7 +80,7 @@ pub(super) fn sections(figures: &Figures, services: u32) -> String {
             &id("call"),
             &format!("Processor time of a system call: {with}"),
             "",
-            &at.by_place(&CALLS, Shown::Pods, Cards::cpu),
+            &at.by_place(&Measure::CALLS, Shown::Pods, Cards::cpu),
         ),
         section(
             &id("beside"),
@@ -134,7 +126,7 @@ impl Cards<'_> {
                 folded_group(&title, &cards)
             }
         };
-        PLACES.into_iter().map(place).collect()
+        Place::ALL.into_iter().map(place).collect()
     }
 
     /// All ways that were measured; nothing if there is nothing to compare.

@@ -216,6 +216,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::{sample, series, text};
+    use xtask::figures::Measure;
+
     use super::*;
 
     /// The page without its style sheet and its JSON, which hold no tags.
@@ -261,7 +263,7 @@ mod tests {
     #[test]
     fn every_measure_and_every_way_is_shown() {
         let page = html(&sample::full());
-        for measure in select::REQUESTS.into_iter().chain(select::CALLS) {
+        for measure in select::REQUESTS.into_iter().chain(Measure::CALLS) {
             let heading = format!("<h4>{}</h4>", names::measure(measure));
             assert!(page.contains(&heading), "{heading}");
         }

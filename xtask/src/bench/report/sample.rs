@@ -8,7 +8,7 @@ use xtask::figures::{
     Way,
 };
 
-use super::select::{CALLS, PLACES, REQUESTS};
+use super::select::REQUESTS;
 use super::series::{self, NO_PROXY, Series};
 
 /// Numbers of Services.
@@ -102,8 +102,8 @@ fn traffic() -> Vec<Traffic> {
     let mut all = Vec::new();
     let ways = series::ALL.iter().chain(&series::BESIDE[1..]);
     let ways: Vec<Series> = ways.copied().collect();
-    for place in PLACES {
-        for measure in REQUESTS.into_iter().chain(CALLS) {
+    for place in Place::ALL {
+        for measure in REQUESTS.into_iter().chain(Measure::CALLS) {
             all.push(case(place, measure, NO_PROXY, None));
             for &series in ways.iter().filter(|series| **series != NO_PROXY) {
                 let by = |services| case(place, measure, series, Some(services));

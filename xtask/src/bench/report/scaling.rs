@@ -5,7 +5,7 @@ use xtask::figures::{Figures, Measure, Place, Spread, Traffic};
 use super::cards::{Card, scale};
 use super::chart::{self, Line, Point, Tick};
 use super::markup::{group_of, section};
-use super::select::{PLACES, find, numbers_of_services};
+use super::select::{find, numbers_of_services};
 use super::series::{self, NO_PROXY, Series};
 use super::table::Table;
 use super::{names, number};
@@ -20,7 +20,7 @@ pub(super) fn html(figures: &Figures) -> String {
         return String::new();
     }
     let all = Scaling { figures, numbers };
-    let groups: String = PLACES
+    let groups: String = Place::ALL
         .into_iter()
         .map(|place| {
             let cards: String = MEASURES

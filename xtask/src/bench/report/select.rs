@@ -21,22 +21,6 @@ pub(super) const REQUESTS: [Measure; 8] = [
 /// Measures whose operation is a packet.
 pub(super) const PACKETS: [Measure; 2] = [Measure::UdpPackets, Measure::SctpPackets];
 
-/// Measures of system calls, which show their processor time.
-pub(super) const CALLS: [Measure; 4] = [
-    Measure::Connect,
-    Measure::ConnectToEach,
-    Measure::SocketConnectClose,
-    Measure::SendTo,
-];
-
-/// All places, in the order of tables.
-pub(super) const PLACES: [Place; 4] = [
-    Place::Pod,
-    Place::Node,
-    Place::OutsideToLocal,
-    Place::OutsideToRemote,
-];
-
 /// All numbers of Services that something was measured with, in order.
 pub(super) fn numbers_of_services(figures: &Figures) -> Vec<u32> {
     let traffic = figures.traffic.iter().filter_map(|t| t.case.services);

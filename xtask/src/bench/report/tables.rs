@@ -2,7 +2,7 @@
 
 use xtask::figures::{Case, Figures, Measure, Place, Spread, Traffic};
 
-use super::select::{CALLS, PLACES, REQUESTS, find, find_all, least_and_most, numbers_of_services};
+use super::select::{REQUESTS, find, find_all, least_and_most, numbers_of_services};
 use super::series::{self, Series};
 use super::table::Table;
 use super::{Form, names, number};
@@ -87,7 +87,7 @@ impl Pivot<'_> {
     fn table(&self, figures: &Figures, value: impl Fn(&Traffic) -> Option<String>) -> Table {
         let numbers = least_and_most(figures);
         let mut rows = Vec::new();
-        for place in PLACES {
+        for place in Place::ALL {
             for &measure in self.measures {
                 rows.extend(
                     numbers.iter().filter_map(|&services| {
@@ -234,7 +234,7 @@ pub(super) fn calls(figures: &Figures) -> Table {
     let table = Pivot {
         title: "System calls, ns of processor time",
         note: "In brackets: more than without a proxy, quartiles of the rounds' differences.",
-        measures: &CALLS,
+        measures: &Measure::CALLS,
         columns: &series::ALL,
         what: "call",
     };
